@@ -1,0 +1,64 @@
+"""Shared by all tests: one thread, errors in views raised, the models everyone needs."""
+
+import os
+
+os.environ.setdefault("WORKBENCH_STRICT", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import pytest
+import torch
+from nnsight import CONFIG
+from tiny import CONFIGS, build, tokenizer
+
+import workbench as wb
+
+CONFIG.APP.DEBUG = False  # nnsight turns it on when it sees pytest's -v
+
+
+def pytest_report_header():
+    torch.set_num_threads(1)
+    return f"torch threads: {torch.get_num_threads()}"
+
+
+@pytest.fixture(scope="session")
+def course():
+    """The bundled model."""
+    return wb.load("course")
+
+
+@pytest.fixture(scope="session")
+def llama():
+    """A tiny random Llama."""
+    return wb.load(build("llama"), tokenizer=tokenizer())
+
+
+@pytest.fixture(scope="session", params=CONFIGS)
+def tiny(request):
+    """Each of the fourteen architectures in turn."""
+    return wb.load(build(request.param), tokenizer=tokenizer())
+
+
+@pytest.fixture(scope="session")
+def words():
+    """Seeded random prompts over the tiny vocabulary: words(5, 7) is a list of prompts of 5 and 7 words."""
+
+    def make(*lengths, seed=0):
+        rng = np.random.default_rng(seed)
+        return [" ".join(f"w{i}" for i in rng.integers(4, 64, n)) for n in lengths]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def word_pairs():
+    """Pairs of 9 random words that differ at positions 3 and, in the second, 5."""
+    rng, rows = np.random.default_rng(0), []
+    for i in range(4):
+        clean = rng.integers(4, 64, 9)
+        corrupted = clean.copy()
+        for place in (3, 5) if i == 1 else (3,):
+            corrupted[place] = (clean[place] + 7 - 4) % 60 + 4
+        sides = (" ".join(f"w{k}" for k in side) for side in (clean, corrupted))
+        rows.append(dict(zip(("clean", "corrupted"), sides), answer="w10", foil="w20", template="t"))
+    return wb.Task(rows, "words")

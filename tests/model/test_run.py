@@ -1,0 +1,159 @@
+"""Running with interventions: identities, padding, phases, generation, refusals that change nothing."""
+
+import pytest
+import torch
+from tiny import build, tokenizer
+
+import workbench as wb
+from workbench.task import DATA
+
+
+def edits(model):
+    torch.manual_seed(0)
+    width = model.names.d_model
+    found = [wb.Zero("z.1.2"), wb.ProjectOut("resid_post.1", torch.randn(width)), wb.Scale("attn_out.1", 0.5),
+             wb.Add("resid_post.0@-1", torch.randn(width))]  # fmt: skip
+    return found + ([] if "resid_mid" in model.names.refused else [wb.Scale("resid_mid.1", 1.5)])
+
+
+def test_no_intervention_is_the_plain_model(tiny, words):
+    for prompt in words(3, 8):
+        plain = tiny.hf(tiny.ids(prompt)[None]).logits
+        assert torch.allclose(tiny.logits(prompt), plain[:, -1], atol=1e-5)
+        assert torch.allclose(tiny.logits(prompt, positions="all")[0], plain[0], atol=1e-5)
+
+
+def test_zero_strength_changes_no_bit(tiny, words):
+    prompts, vector = words(3, 8), torch.ones(tiny.names.d_model)
+    plain = tiny.logits(prompts)
+    for nothing in (0 * wb.Add("resid_post.1", vector), wb.Scale("z.0.0", 1), wb.Zero("z.0.0", phase="generation")):
+        assert torch.equal(tiny.logits(prompts, nothing), plain)
+
+
+def test_padded_batches_give_the_numbers_of_one_prompt_at_a_time(tiny, words):
+    prompts, change = words(3, 9, 1, 6), edits(tiny)
+    one = torch.cat([tiny.logits(prompt, *change) for prompt in prompts])
+    many = tiny.logits(prompts, *change)
+    assert (one - tiny.logits(prompts)).abs().max() > 0.01, "the interventions should matter"
+    assert (one - many).abs().max() <= 1e-5 * one.abs().max()
+    single = [tiny.generate(prompt, *change, max_new_tokens=6) for prompt in prompts]
+    assert tiny.generate(prompts, *change, max_new_tokens=6) == single
+    assert tiny.generate(prompts, *change, max_new_tokens=6, use_cache=False) == single
+
+
+def test_replacing_everything_by_itself_changes_nothing(tiny, words):
+    prompt = words(6)[0]
+    own = tiny.activations(prompt, "resid_post.1")[0]
+    same = [wb.Replace(f"resid_post.1@{i}", own[i]) for i in range(len(own))]
+    assert torch.equal(tiny.logits(prompt, *same), tiny.logits(prompt))
+
+
+def test_what_is_written_is_what_is_read(tiny, words):
+    width = {"z.1.2": tiny.names.d_head}
+    for where in ["resid_pre.1", "z.1.2", "attn_out.1", "resid_mid.1", "mlp_out.1", "resid_post.1"]:
+        if where.split(".")[0] in tiny.names.refused:
+            continue
+        value = torch.randn(width.get(where, tiny.names.d_model))
+        seen = tiny.activations(words(5), where, wb.Replace(f"{where}@2", value))
+        plain = tiny.activations(words(5), where)
+        assert torch.allclose(seen[0, 2], value, atol=1e-4)
+        assert torch.equal(seen[0, [0, 1, 3, 4]], plain[0, [0, 1, 3, 4]])
+
+
+def test_two_interventions_on_one_tensor_follow_each_other(llama, words):
+    vector = torch.ones(32)
+    both = [wb.Add("resid_post.0", vector), wb.Scale("resid_pre.1", 2.0)]  # one tensor, two names
+    plain = llama.activations(words(4), "resid_post.0")
+    seen = llama.activations(words(4), "resid_pre.1", *both)
+    assert torch.allclose(seen, (plain + vector) * 2, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_cache": False}, {"do_sample": True, "temperature": 0.7}], ids=str)
+def test_phases_touch_the_right_tokens(tiny, words, settings):
+    """Read the residuals of a whole generation: which tokens were changed, prompt or generated?"""
+    prompts, steps = words(3, 5), 4
+    where = "resid_post.1"
+    for phase in ("prompt", "generation", "both"):
+        change = wb.Add(where, torch.full((tiny.names.d_model,), 3.0), phase=phase)
+        new = tiny.generate_ids(prompts, change, max_new_tokens=steps, min_new_tokens=steps, **settings)
+        for prompt, made in zip(prompts, new):
+            ids = torch.cat([tiny.ids(prompt), made])
+            length = len(ids) - len(made)
+            replay = wb.model.run.Prompts([ids], [length])
+            changed = tiny.activations(replay, where, change)[0] - tiny.activations(replay, where)[0]
+            touched = (changed.abs().amax(-1) > 1).tolist()
+            # a change at resid_post.1 shows at its own tokens only, so `touched` is where it acted
+            assert touched == [phase != "generation"] * length + [phase != "prompt"] * len(made)
+            if not settings.get("do_sample"):  # the text follows from the very same residuals
+                logits = tiny.logits(replay, change, positions="all")[0]
+                logits[:, tiny.tokenizer.eos_token_id] = float("-inf")  # min_new_tokens forbids the end
+                assert logits.argmax(-1)[length - 1 : -1].tolist() == made.tolist()
+
+
+def test_generation_stops_at_the_end_and_leaves_the_model_usable(llama, words):
+    prompt = words(5)[0]
+    first = llama.generate_ids(prompt, max_new_tokens=4)[0]
+    short = llama.generate_ids(prompt, max_new_tokens=10, eos_token_id=int(first[1]))[0]
+    assert short.tolist()[:1] == first.tolist()[:1] and len(short) <= 10
+    assert torch.equal(llama.generate_ids(prompt, max_new_tokens=4)[0], first)
+
+
+def test_sampling_is_seeded(llama, words):
+    settings = {"do_sample": True, "max_new_tokens": 8}
+    one = llama.generate(words(4), seed=1, **settings)
+    assert one == llama.generate(words(4), seed=1, **settings)
+    assert one != llama.generate(words(4), seed=2, **settings)
+
+
+@pytest.mark.parametrize("change, said", [
+    (lambda: wb.Zero("z.9.0"), "layer 9 is out of range"), (lambda: wb.Zero("z.0.9"), "head 9 is out of range"),
+    (lambda: wb.Zero("z.0.1@7"), "position 7 is out of range; prompt 0 has 4 tokens"),
+    (lambda: wb.Zero("z.0.1@subject"), "no span 'subject'"),
+    (lambda: wb.Add("resid_post.0", torch.ones(3)), "32 numbers wide"),
+])  # fmt: skip
+def test_bad_interventions_change_nothing(llama, words, change, said):
+    before = llama.logits(words(4))
+    with pytest.raises(ValueError, match=said):
+        llama.logits(words(4), change())
+    assert torch.equal(llama.logits(words(4)), before)
+
+
+def test_bad_prompts_get_a_sentence(llama):
+    with pytest.raises(ValueError, match="'hello'"):
+        llama.logits("w5 hello w6")
+    with pytest.raises(ValueError, match="empty"):
+        llama.logits("")
+    with pytest.raises(ValueError, match="differ in length"):
+        llama.activations(["w5", "w5 w6"], "resid_post.0")
+    with pytest.raises(TypeError, match="A prompt is a string"):
+        llama.ids(5)
+
+
+def test_beginning_of_sequence_is_explicit(words):
+    hf, tok = build("llama"), tokenizer()
+    without, with_bos = wb.load(hf, tokenizer=tok), wb.load(hf, tokenizer=tok, bos=True)
+    assert not without.bos and with_bos.tokens("w5 w6") == ["<bos>", "w5", "w6"]
+    assert not torch.equal(without.logits("w5 w6"), with_bos.logits("w5 w6"))
+    assert torch.equal(with_bos.logits("w5 w6"), without.logits([torch.tensor([1, 5, 6])]))
+
+
+def test_chat_needs_a_template(llama):
+    with pytest.raises(ValueError, match="no chat template"):
+        llama.chat("hello")
+
+
+def test_loading_by_a_wrong_name_suggests_the_right_one():
+    with pytest.raises(ValueError, match=r"No model 'cours'.*Did you mean 'course'"):
+        wb.load("cours")
+    with pytest.raises(ValueError, match="needs its tokenizer"):
+        wb.load(build("llama"))
+
+
+def test_fingerprints_tell_models_apart():
+    one, same, other = (wb.load(build("llama", seed), tokenizer=tokenizer()) for seed in (0, 0, 1))
+    assert one.fingerprint == same.fingerprint != other.fingerprint
+
+
+def test_the_bundled_model_is_found_and_offline(course):
+    assert (DATA / "course" / "model.safetensors").is_file()
+    assert course.bos and "M parameters" in repr(course)

@@ -1,0 +1,71 @@
+"""Directions: known truth, splits, strengths."""
+
+import pytest
+import torch
+
+import workbench as wb
+from workbench.steer.vector import difference_of_means, directional_ablation
+
+
+def labelled(**extra):
+    rows = [{"text": "w10 w11 w4", "label": "yes", **extra}, {"text": "w12 w13 w4", "label": "yes", **extra},
+            {"text": "w14 w15 w5", "label": "no", **extra}, {"text": "w16 w17 w18 w5", "label": "no", **extra}]  # fmt: skip
+    return wb.Task(rows, "labelled")
+
+
+def test_it_is_the_difference_of_means(llama):
+    push = difference_of_means(llama, labelled(), "resid_post.1@-1")
+    yes = llama.activations(["w10 w11 w4", "w12 w13 w4"], "resid_post.1@-1").mean(0)
+    no = torch.cat([llama.activations([t], "resid_post.1@-1") for t in ("w14 w15 w5", "w16 w17 w18 w5")]).mean(0)
+    assert torch.allclose(push.vector, yes - no, atol=1e-5)
+    assert (push.strength, push.phase, str(push.at[0])) == (1.0, "prompt", "resid_post.1@-1")
+    back = difference_of_means(llama, labelled(), "resid_post.1@-1", positive="no")
+    assert torch.allclose(back.vector, -push.vector, atol=1e-6)
+
+
+def test_pairs_give_clean_minus_corrupted_and_only_fit_rows_count(llama, word_pairs):
+    rows = [dict(row, split="test" if i else "fit") for i, row in enumerate(word_pairs)]
+    push = difference_of_means(llama, wb.Task(rows), "resid_post.1@3", to="resid_post.2")
+    one = [llama.activations(rows[0][side], "resid_post.1@3")[0] for side in ("clean", "corrupted")]
+    assert torch.allclose(push.vector, one[0] - one[1], atol=1e-5)
+    assert push.phase == "both" and str(push.at[0]) == "resid_post.2"
+
+
+def test_without_a_position_prompts_weigh_the_same(llama):
+    push = difference_of_means(llama, labelled(), "resid_post.1")
+    means = [llama.activations([row["text"]], "resid_post.1")[0].mean(0) for row in labelled()]
+    assert torch.allclose(push.vector, (means[0] + means[1] - means[2] - means[3]) / 2, atol=1e-5)
+
+
+def test_steering_moves_and_ablation_stops_it(llama, words):
+    push = difference_of_means(llama, labelled(), "resid_post.1@-1")
+    assert torch.equal(llama.logits(words(5), 0 * push), llama.logits(words(5)))
+    off = directional_ablation(llama, labelled(), "resid_post.1@-1")
+    seen = llama.activations(words(5), "resid_post.2", off)
+    assert (seen @ push.vector).abs().max() < 1e-3 * seen.norm(dim=-1).max() * push.vector.norm()
+    assert (llama.activations(words(5), "resid_post.2") @ push.vector).abs().max() > 0.1
+
+
+def test_ablation_equals_orthogonalized_weights(llama, words):
+    """Projecting out of every write is the same as taking the direction out of the weights that write."""
+    from tiny import build, tokenizer
+
+    off = directional_ablation(llama, labelled(), "resid_post.1@-1")
+    unit = off.direction / off.direction.norm()
+    hf = build("llama")
+    with torch.no_grad():
+        hf.model.embed_tokens.weight -= torch.outer(hf.model.embed_tokens.weight @ unit, unit)
+        for block in hf.model.layers:
+            for weight in (block.self_attn.o_proj.weight, block.mlp.down_proj.weight):
+                weight -= torch.outer(unit, unit @ weight)
+    baked = wb.load(hf, tokenizer=tokenizer())
+    assert torch.allclose(baked.logits(words(6)), llama.logits(words(6), off), atol=1e-4)
+
+
+def test_refusals(llama):
+    with pytest.raises(ValueError, match="two labels"):
+        difference_of_means(llama, wb.Task([{"text": "w5"}]), "resid_post.1@-1")
+    with pytest.raises(ValueError, match="two labels"):
+        difference_of_means(llama, labelled(), "resid_post.1@-1", positive="maybe")
+    with pytest.raises(ValueError, match="family"):
+        difference_of_means(llama, labelled(), "resid_post@-1")

@@ -1,0 +1,77 @@
+"""Interventions as values: algebra, printing, serialization, refusals."""
+
+import pytest
+import torch
+
+import workbench as wb
+from workbench.intervention import Intervention
+
+V = torch.tensor([3.0, 0.0, 4.0])
+X = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
+ALL = [wb.Zero("z.0.1"), wb.Mean(["z.0.1", "z.0.2"], torch.ones(2, 3)), wb.Replace("z.0.1@-1", V),
+       wb.Scale("mlp_out.0", 0.5), wb.Clamp("neuron.0.3", 2.0), wb.Add("resid_post.1@-1", V, 2.0, "norm"),
+       wb.ProjectOut("resid_post.1", V, phase="generation")]  # fmt: skip
+
+
+def test_strength_is_linear_and_reversible():
+    v = wb.Add("resid_post.1", V)
+    assert 2 * v == wb.Add("resid_post.1", V, 2.0)
+    assert -(-v) == v
+    assert (0 * v).does_nothing and wb.Scale("z.0.1", 1).does_nothing and not v.does_nothing
+
+
+def test_what_each_does():
+    assert wb.Zero("z.0.1").change(X, 0).abs().sum() == 0
+    assert torch.equal(wb.Replace("z.0.1", V).change(X, 0), V.expand(2, 5, 3))
+    assert torch.equal(wb.Mean(["z.0.1", "z.0.2"], torch.eye(3)[:2]).change(X, 1)[0, 0], torch.eye(3)[1])
+    assert torch.allclose(wb.Add("resid_post.1", V, 2.0).change(X, 0), X + 2 * V)
+    pushed = wb.Add("resid_post.1", V, 0.5, "norm").change(X, 0) - X
+    assert torch.allclose(pushed.norm(dim=-1), 0.5 * X.norm(dim=-1), atol=1e-6)
+    gone = wb.ProjectOut("resid_post.1", V).change(X, 0)
+    assert (gone @ V).abs().max() < 1e-5
+    assert torch.allclose(wb.ProjectOut("resid_post.1", V).change(gone, 0), gone, atol=1e-6)
+
+
+def test_projecting_out_two_directions_that_are_not_orthogonal():
+    two = torch.tensor([[1.0, 0, 0], [1.0, 1, 0]])
+    assert (wb.ProjectOut("resid_post.1", two).change(X, 0) @ two.T).abs().max() < 1e-5
+
+
+def test_nothing_is_changed_in_place():
+    before = X.clone()
+    for one in ALL:
+        one.change(X[..., :1] if one.at[0].kind == "neuron" else X, 0)
+    assert torch.equal(X, before)
+
+
+@pytest.mark.parametrize("one", ALL, ids=lambda one: type(one).__name__)
+def test_serialization_round_trips(one):
+    assert Intervention.from_dict(*one.to_dict()) == one
+
+
+def test_a_position_means_the_prompt():
+    assert wb.Zero("z.0.1@-1").phase == "prompt" and wb.Zero("z.0.1").phase == "both"
+    with pytest.raises(ValueError, match="names a prompt position"):
+        wb.Zero("z.0.1@-1", phase="generation")
+
+
+def test_repr_is_the_line_that_makes_it():
+    assert repr(wb.Scale("z.0.1", 0.5)) == "Scale(at='z.0.1', factor=0.5, phase='both')"
+    assert repr(wb.Add("resid_post.1@-1", V)) == (
+        "Add(at='resid_post.1@-1', vector=<3 tensor, norm 5>, strength=1, unit='raw', phase='prompt')"
+    )
+
+
+def test_refusals_say_what_to_do():
+    with pytest.raises(TypeError, match="no strength to multiply"):
+        2 * wb.Zero("z.0.1")
+    with pytest.raises(ValueError, match="NaN"):
+        wb.Add("resid_post.1", torch.tensor([float("nan")]))
+    with pytest.raises(ValueError, match="3 numbers wide, but the given tensor is 2 wide"):
+        wb.Add("resid_post.1", torch.ones(2)).change(X, 0)
+    with pytest.raises(ValueError, match="phase='later'"):
+        wb.Zero("z.0.1", phase="later")
+    with pytest.raises(ValueError, match="unit='sd'"):
+        wb.Add("resid_post.1", V, unit="sd")
+    with pytest.raises(ValueError, match="not zero"):
+        wb.ProjectOut("resid_post.1", torch.zeros(3))

@@ -1,0 +1,58 @@
+"""Tiny random models of fourteen architectures, built from config, with the features that break naive code:
+
+grouped key-value heads, head sizes that are not d_model / n_heads, sliding windows shorter than the prompts,
+multipliers, softcaps. Weights are scaled up, so that interventions have effects well above float error.
+"""
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+D_VOCAB = 64
+IDS = {"vocab_size": D_VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+SIZE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "max_position_embeddings": 64, **IDS}
+LLAMA = {**SIZE, "intermediate_size": 48, "num_key_value_heads": 2}
+GEMMA = {**LLAMA, "head_dim": 16, "sliding_window": 4, "query_pre_attn_scalar": 8}
+
+CONFIGS = {
+    "gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, **IDS},
+    "gpt_neox": {**SIZE, "intermediate_size": 48},
+    "opt": {**SIZE, "ffn_dim": 48, "word_embed_proj_dim": 32},
+    "bloom": {"hidden_size": 32, "n_layer": 3, "n_head": 4, **IDS},
+    "llama": LLAMA,
+    "mistral": {**LLAMA, "sliding_window": 4},
+    "mixtral": {**LLAMA, "num_local_experts": 4, "sliding_window": 4},
+    "qwen2": {**LLAMA, "use_sliding_window": True, "sliding_window": 4,
+              "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]},
+    "qwen3": {**LLAMA, "head_dim": 16},
+    "gemma2": {**GEMMA, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0},
+    "gemma3_text": {**GEMMA, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    "phi3": {**LLAMA, "sliding_window": 4},
+    "olmo2": LLAMA,
+    "granite": {**LLAMA, "residual_multiplier": 0.7, "attention_multiplier": 0.5, "embedding_multiplier": 3.0,
+                "logits_scaling": 2.0},
+}  # fmt: skip
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Four special tokens, then the words w4 to w63, each with its number as id."""
+    special = ["<pad>", "<bos>", "<eos>", "<unk>"]
+    words = special + [f"w{i}" for i in range(len(special), D_VOCAB)]
+    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    names = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), special, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=raw, **names)
+
+
+def build(architecture: str, seed: int = 0) -> torch.nn.Module:
+    """A random model of one architecture, matrices scaled up: more where LayerNorm and its biases damp effects."""
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(architecture, **CONFIGS[architecture])
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(12 if architecture in ("gpt2", "opt", "bloom", "granite") else 4)
+            elif "bias" in name:
+                parameter.normal_(std=0.1)
+    return model

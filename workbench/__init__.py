@@ -1,0 +1,22 @@
+"""Locate, steer, improve: open a language model, find what causes a behaviour, change it, prove that it helped."""
+
+from workbench import improve, locate, steer, teach
+from workbench.component import Component
+from workbench.intervention import Add, Clamp, Intervention, Mean, ProjectOut, Replace, Scale, Zero
+from workbench.model import Model, load
+from workbench.recipe import Recipe
+from workbench.report import Report
+from workbench.scores import Scores
+from workbench.task import Task
+
+__all__ = [
+    "Add", "Clamp", "Component", "Intervention", "Mean", "Model", "ProjectOut", "Recipe", "Replace", "Report", "Scale",
+    "Scores", "Task", "Zero", "improve", "load", "locate", "show", "steer", "teach",
+]  # fmt: skip
+
+
+def show(value, *args, **kwargs):
+    """What does this value look like, with a mouse? See `workbench.views.show`."""
+    from workbench.views import show as view
+
+    return view(value, *args, **kwargs)

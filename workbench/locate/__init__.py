@@ -1,0 +1,5 @@
+"""Locate: which components cause a behaviour?"""
+
+from workbench.locate import causal
+
+__all__ = ["causal"]

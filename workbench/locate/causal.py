@@ -1,0 +1,197 @@
+"""Causal attribution: change one component, keep the rest, watch the answer (survey section on causal attribution)."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+
+from workbench import measure
+from workbench.component import KINDS, Component, components
+from workbench.model.sweep import Cell, bar, capture, sweep
+from workbench.scores import Scores
+from workbench.task import Pairs, Task
+
+PATCHABLE = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z")
+DIRECTIONS = ("denoising", "noising")
+
+
+def patch(model, task: Task, at, *, positions=None, direction: str = "denoising", metric="logit_diff", null: bool = True,
+          seed: int = 0, progress: bool = True) -> Scores:  # fmt: skip
+    """Which components carry what tells the clean prompt from the corrupted one? Activation patching.
+
+    Denoising runs the corrupted prompt and restores one component from the clean run: is it sufficient? Noising runs
+    the clean prompt and takes one component from the corrupted run: is it necessary? Scores are ratios of means over
+    prompts, (m_patched - m_corrupted) / (m_clean - m_corrupted) for denoising and (m_clean - m_patched) / (m_clean -
+    m_corrupted) for noising: 0 changes nothing, 1 moves the metric all the way.
+
+    The null takes the same component from another pair's prompt of the side that is being run (a corrupted one, for
+    denoising): it disturbs as much, but does not carry what is being traced. `null_p95` is what |score| reaches under
+    it in 95 % of resamplings.
+
+    Args:
+        task: pairs; they are compared position by position.
+        at: a kind ("z", "resid_pre"), a component or family ("z.*.*", "resid_post.3@-1", "resid_pre.*@subject"), or
+            a list of them. Kinds: resid_pre, resid_mid, resid_post, attn_out, mlp_out, z.
+        positions: "each" for one score per position (the spans that all rows name, where prompts differ in length),
+            "all" for all positions together; None means "each" for a bare kind of the stream, "all" otherwise.
+        metric: "logit_diff", "log_prob", "prob", "accuracy", or a function (logits, answer, foil) -> [prompt].
+    Returns:
+        Scores. With one prompt the interval and the null are NaN.
+    Raises:
+        ValueError: for a component that cannot be patched or is out of range, pairs of unequal token length, an answer
+            that is no token, activations that are not finite, or prompts between which the metric hardly differs.
+    Source:
+        Vig et al. 2020; Zhang and Nanda 2024, "Towards best practices of activation patching"; Heimersheim and Nanda
+        2024 on the two directions.
+    """
+    began = time.perf_counter()
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction={direction!r} is unknown; choose {' or '.join(map(repr, DIRECTIONS))}.")
+    pairs, of = task.on(model), measure.metric(metric)
+    cells, labels = _cells(model, pairs, at, positions)
+    clean, corrupted = np.zeros(len(pairs.clean)), np.zeros(len(pairs.clean))
+    patched, shuffled = (np.zeros((len(cells), len(pairs.clean))) for _ in range(2))
+    cost, partners = 0.0, _partners(pairs, seed)
+    with bar(len(cells) * len(pairs.clean) * (1 + null), progress) as show:
+        for group in _groups(pairs):
+            answer, foil = pairs.answer[group], pairs.foil[group]
+
+            def read(logits, prompts, answer=answer, foil=foil):
+                return of(logits, answer[prompts].to(logits.device), foil[prompts].to(logits.device)).float().cpu()
+
+            ids = torch.stack([*(pairs.clean[i] for i in group), *(pairs.corrupted[i] for i in group)])
+            both = capture(model, ids, {cell.component.kind for cell in cells})
+            half = len(group)
+            sides = both.rows(slice(0, half)), both.rows(slice(half, None))
+            base, source = sides[::-1] if direction == "denoising" else sides
+            own = torch.arange(half)
+            clean[group], corrupted[group] = (read(side.logits, own).numpy() for side in sides)
+            mine = [Cell(cell.component, [cell.positions[i] for i in group]) for cell in cells]
+            values, spent = sweep(model, base, source, own, mine, read, show.update)
+            patched[:, group] = values.numpy()
+            cost += (2 + spent) * half
+            if null and half > 1:
+                donors = torch.tensor([group.index(partners[i]) if partners[i] in group else -1 for i in group])
+                values, spent = sweep(model, base, base, donors, mine, read, show.update)
+                shuffled[:, group] = values.numpy()
+                cost += spent * half
+    return _scores(model, task, pairs, [cell.component for cell in cells], labels, clean, corrupted, patched,
+                   shuffled if null else None, partners, direction, of, metric, cost / len(clean), seed, began)  # fmt: skip
+
+
+def _scores(model, task, pairs, found, labels, clean, corrupted, patched, shuffled, partners, direction, of, metric, cost,
+            seed, began) -> Scores:  # fmt: skip
+    gap = clean - corrupted
+    _refuse_without_gap(gap, clean, corrupted, metric)
+    sign = 1 if direction == "denoising" else -1
+    effects = sign * (patched - (corrupted if direction == "denoising" else clean))
+    ratio, low, high = measure.ratio_of_means(effects, gap, seed=seed)
+    threshold, why = np.full(len(found), np.nan), ""
+    usable = [i for i, partner in enumerate(partners) if partner is not None]
+    if shuffled is None:
+        why = "no null was asked for"
+    elif len(usable) < 2:
+        why = "no two prompts have equal length, so there is no other pair to make a null from"
+    else:
+        under = sign * (shuffled - (corrupted if direction == "denoising" else clean))[:, usable]
+        threshold = measure.null_threshold(under, gap[usable], seed=seed + 1)
+    return Scores(found, ratio, low, high, threshold, effects, "causal.patch", _name(metric), float(clean.mean()),
+                  float(corrupted.mean()), direction, "the same patch from another pair's prompt of the unpatched side", labels,
+                  task.name, float(cost), time.perf_counter() - began, seed, why)  # fmt: skip
+
+
+def _refuse_without_gap(gap, clean, corrupted, metric) -> None:
+    noise = 3 * gap.std(ddof=1) / len(gap) ** 0.5 if len(gap) > 1 else 1e-6
+    if abs(gap.mean()) <= noise:
+        raise ValueError(f"Clean and corrupted prompts hardly differ in {_name(metric)} ({clean.mean():+.3f} and "
+                         f"{corrupted.mean():+.3f}), so there is nothing to trace. Does the model know this task? "
+                         "task.score(model) shows it row by row.")  # fmt: skip
+
+
+def _name(metric) -> str:
+    return metric if isinstance(metric, str) else getattr(metric, "__name__", "metric")
+
+
+def _groups(pairs: Pairs) -> list[list[int]]:
+    """Prompts of equal length share a batch."""
+    lengths: dict[int, list[int]] = {}
+    for i, ids in enumerate(pairs.clean):
+        lengths.setdefault(len(ids), []).append(i)
+    return list(lengths.values())
+
+
+def _partners(pairs: Pairs, seed: int) -> list[int | None]:
+    """For each pair another pair of equal length, of the same template where it can be."""
+    rng = np.random.default_rng(seed)
+    partners: list[int | None] = [None] * len(pairs.clean)
+    for group in _groups(pairs):
+        templates: dict = {}
+        for i in group:
+            templates.setdefault(pairs.task.rows[i].get("template"), []).append(i)
+        for own in templates.values():
+            pool = own if len(own) > 1 else group
+            for i in own if len(own) > 1 or len(group) > 1 else []:
+                partners[i] = int(rng.choice([j for j in pool if j != i]))
+    return partners
+
+
+def _cells(model, pairs: Pairs, at, positions) -> tuple[list[Cell], dict]:
+    lengths = [len(ids) for ids in pairs.clean]
+    found: dict[Component, Cell] = {}
+    bare = isinstance(at, str) and at in KINDS
+    families = components(at)
+    for family in families:
+        if family.kind not in PATCHABLE:
+            raise ValueError(f"{family} cannot be patched yet; kinds are {', '.join(PATCHABLE)}.")
+        each = positions or ("each" if bare and KINDS[family.kind][0] is None else "all")
+        places = [family.position]
+        if isinstance(each, (list, tuple)):
+            places = list(each)
+        elif each == "each" and family.position is None:
+            places = _places(pairs, lengths)
+        elif each not in ("each", "all"):
+            raise ValueError(f"positions={each!r} is unknown; use 'each', 'all' or a list such as [4, -1, 'subject'].")
+        for one in model.names.expand([family]):
+            for place in places:
+                found[one.at(place)] = Cell(
+                    one.at(place), [_resolve(one.at(place), pairs, i) for i in range(len(lengths))]
+                )
+    cells = [found[one] for one in sorted(found)]
+    return cells, _labels(model, pairs, {cell.component.position for cell in cells}, lengths)
+
+
+def _places(pairs: Pairs, lengths: list[int]) -> list:
+    """Every position where all prompts are equally long; else the spans that all rows name; else from the right."""
+    if len(set(lengths)) == 1:
+        return list(range(lengths[0]))
+    shared = [name for name in pairs.spans[0] if all(name in row for row in pairs.spans)]
+    if shared:
+        return sorted(shared, key=lambda name: np.mean([row[name][0] - n for row, n in zip(pairs.spans, lengths)]))
+    return list(range(-min(lengths), 0))
+
+
+def _resolve(component: Component, pairs: Pairs, i: int) -> list[int]:
+    place, length = component.position, len(pairs.clean[i])
+    if place is None:
+        return list(range(length))
+    if isinstance(place, str):
+        if place not in pairs.spans[i]:
+            known = ", ".join(pairs.spans[i]) or "none"
+            raise ValueError(f"{component}: row {i} of the task names no span {place!r}; its spans: {known}.")
+        return pairs.spans[i][place]
+    if not -length <= place < length:
+        raise ValueError(f"{component}: position {place} is out of range; row {i} has {length} tokens (0 to {length - 1}, "
+                         f"or -1 to {-length}).")  # fmt: skip
+    return [place % length]
+
+
+def _labels(model, pairs: Pairs, places: set, lengths: list[int]) -> dict:
+    """Token text for each position, '·' where the prompts disagree."""
+    labels = {}
+    for place in places:
+        if isinstance(place, int):
+            seen = {int(ids[place]) for side in (pairs.clean, pairs.corrupted) for ids in side}
+            labels[place] = model.token(seen.pop()) if len(seen) == 1 else "·"
+    return labels

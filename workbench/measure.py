@@ -1,0 +1,124 @@
+"""Metrics, divergences, paired bootstrap and nulls: plain functions on arrays."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+# metrics: logits [prompt, d_vocab] with answer and foil ids [prompt] -> [prompt]
+
+
+def logit_diff(logits, answer, foil):
+    """How much does the model prefer the answer? logit[answer] - logit[foil], in nats of log-odds."""
+    return _pick(logits, answer) - _pick(logits, foil)
+
+
+def log_prob(logits, answer, foil=None):
+    """Log-probability of the answer, in nats."""
+    return _pick(logits.log_softmax(-1), answer)
+
+
+def prob(logits, answer, foil=None):
+    """Probability of the answer."""
+    return _pick(logits.softmax(-1), answer)
+
+
+def accuracy(logits, answer, foil=None):
+    """1 where the answer is the most probable token, else 0."""
+    return (logits.argmax(-1) == answer.to(logits.device)).float()
+
+
+METRICS = {f.__name__: f for f in (logit_diff, log_prob, prob, accuracy)}
+
+
+def metric(which):
+    """A metric by name, or any function (logits, answer, foil) -> [prompt].
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if callable(which):
+        return which
+    if which not in METRICS:
+        raise ValueError(f"metric={which!r} is unknown; choose {', '.join(METRICS)}, or pass a function of "
+                         "(logits, answer, foil).")  # fmt: skip
+    return METRICS[which]
+
+
+def kl(before, after):
+    """How far did the prediction move? KL(before || after) in nats, over the last axis of two logit tensors."""
+    p, q = before.log_softmax(-1), after.log_softmax(-1)
+    return (p.exp() * (p - q)).sum(-1)
+
+
+def _pick(values, ids):
+    return values.gather(-1, ids.to(values.device)[:, None])[:, 0]
+
+
+# resampling
+
+
+def bootstrap_weights(n: int, draws: int, seed: int, clusters=None) -> np.ndarray:
+    """Resampling with replacement as weights [draw, n] that sum to 1; whole clusters are drawn where given."""
+    rng = np.random.default_rng(seed)
+    groups = np.arange(n) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
+    k = groups.max() + 1
+    counts = rng.multinomial(k, np.full(k, 1 / k), size=draws)[:, groups].astype(float)
+    return counts / counts.sum(1, keepdims=True)
+
+
+def mean_interval(values, clusters=None, level: float = 0.95, draws: int = 2000, seed: int = 0):
+    """What is the mean, and how sure are we? Percentile bootstrap over prompts (or clusters of prompts).
+
+    For a before/after comparison pass the paired differences.
+
+    Args:
+        values: [prompt] or [prompt, ...].
+    Returns:
+        (mean, low, high); the interval is NaN for fewer than two clusters.
+    """
+    values = np.asarray(values, float)
+    mean = values.mean(0)
+    if len(values) < 2 or (clusters is not None and len(set(clusters)) < 2):
+        return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
+    drawn = np.tensordot(bootstrap_weights(len(values), draws, seed, clusters), values, 1)
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return mean, low, high
+
+
+def ratio_of_means(numerator, denominator, level: float = 0.95, draws: int = 1000, seed: int = 0):
+    """mean(numerator) / mean(denominator) with a bootstrap interval over prompts, resampled together.
+
+    A mean of ratios would be ruled by prompts whose denominator is near zero (Miller et al. 2024).
+
+    Args:
+        numerator: [component, prompt]; denominator: [prompt].
+    Returns:
+        (ratio, low, high), each [component]; the interval is NaN with one prompt.
+    """
+    numerator, denominator = np.asarray(numerator, float), np.asarray(denominator, float)
+    ratio = numerator.mean(1) / denominator.mean()
+    if len(denominator) < 2:
+        return ratio, np.full_like(ratio, np.nan), np.full_like(ratio, np.nan)
+    weights = bootstrap_weights(len(denominator), draws, seed)
+    drawn = (numerator @ weights.T) / (weights @ denominator)
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=1)
+    return ratio, low, high
+
+
+def null_threshold(numerator, denominator, level: float = 0.95, draws: int = 1000, seed: int = 1) -> np.ndarray:
+    """How large can a score get without the effect? The `level` quantile of |score| for a new sample from the null.
+
+    Args:
+        numerator: effects under the null [component, prompt]; denominator: [prompt].
+    Returns:
+        [component].
+    """
+    numerator, denominator = np.asarray(numerator, float), np.asarray(denominator, float)
+    drawn = numerator @ bootstrap_weights(len(denominator), draws, seed).T / denominator.mean()
+    return np.quantile(np.abs(drawn), level, axis=1)
+
+
+def unit(tensor: torch.Tensor) -> torch.Tensor:
+    """A vector of length 1 in the same direction."""
+    return tensor / tensor.norm()

@@ -1,0 +1,5 @@
+"""The model: loaded, named, run with interventions. The only folder that imports nnsight."""
+
+from workbench.model.run import Model, load
+
+__all__ = ["Model", "load"]

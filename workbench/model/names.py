@@ -1,0 +1,251 @@
+"""One naming for every architecture: where each component lives in a Hugging Face decoder, checked at load.
+
+A row says which module's output is *added to the residual stream* by attention and by the FFN (after any norm or
+multiplier that the family puts behind them), because that is what `attn_out` and `mlp_out` mean here. Adding an
+architecture is adding a row; `Names.check` then proves or refuses it on the real model.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from operator import attrgetter
+
+import torch
+
+from workbench.component import KINDS, Component
+
+READY = ("embed", "resid_pre", "z", "attn_out", "resid_mid", "neuron", "mlp_out", "resid_post", "ln_final", "logits")
+
+
+@dataclass(frozen=True)
+class Row:
+    """Module paths of one architecture; those from `attn` to `neurons` are relative to a block."""
+
+    layers: str = "model.layers"
+    attn: str = "self_attn"
+    heads: str = "self_attn.o_proj"  # its input is z, all heads side by side
+    attn_add: str = "self_attn"  # its output (times the multiplier) is added to the stream
+    mlp_add: str = "mlp"
+    neurons: str | None = "mlp.down_proj"  # its input is the neurons' activations
+    embed: str = "model.embed_tokens"
+    ln_final: str = "model.norm"
+    attn_adds_residual: bool = False  # the attention module itself adds the stream to its output
+
+
+LLAMA = Row()
+POST_NORMS = Row(attn_add="post_attention_layernorm", mlp_add="post_feedforward_layernorm")
+ROWS: dict[str, Row] = {
+    **dict.fromkeys(["llama", "mistral", "qwen2", "qwen3", "phi3", "granite"], LLAMA),
+    **dict.fromkeys(["gemma2", "gemma3_text", "olmo2"], POST_NORMS),
+    "mixtral": Row(neurons=None),
+    "gpt2": Row("transformer.h", "attn", "attn.c_proj", "attn", "mlp", "mlp.c_proj", "transformer.wte",
+                "transformer.ln_f"),
+    "gpt_neox": Row("gpt_neox.layers", "attention", "attention.dense", "attention", "mlp", "mlp.dense_4h_to_h",
+                    "gpt_neox.embed_in", "gpt_neox.final_layer_norm"),
+    "opt": Row("model.decoder.layers", "self_attn", "self_attn.out_proj", "self_attn", "fc2", "fc2",
+               "model.decoder.embed_tokens", "model.decoder.final_layer_norm"),
+    "bloom": Row("transformer.h", "self_attention", "self_attention.dense", "self_attention.dense",
+                 "mlp.dense_4h_to_h", "mlp.dense_4h_to_h", "transformer.word_embeddings", "transformer.ln_f", True),
+}  # fmt: skip
+
+
+def first(value):
+    """Some modules return (tensor, extras): the tensor."""
+    return value[0] if isinstance(value, tuple) else value
+
+
+class Place:
+    """One tensor in the running model; `get` and `set` are for use inside an nnsight trace."""
+
+    def __init__(self, envoy, side: str, rows: int, scale: float = 1.0):
+        self.envoy, self.side, self.rows, self.scale = envoy, side, rows, scale
+        self.flat = False
+
+    def get(self) -> torch.Tensor:
+        """[row, position, width]"""
+        value = self.envoy.input if self.side == "input" else first(self.envoy.output)
+        self.flat = value.dim() == 2  # OPT's FFN runs on [row * position, width]
+        value = value.unflatten(0, (self.rows, -1)) if self.flat else value
+        return value if self.scale == 1.0 else value * self.scale
+
+    def set(self, value: torch.Tensor) -> None:
+        if self.scale != 1.0:
+            value = value / self.scale
+        if self.flat:
+            value = value.flatten(0, 1)
+        if self.side == "input":
+            self.envoy.input = value
+        else:
+            whole = self.envoy.output
+            self.envoy.output = (value, *whole[1:]) if isinstance(whole, tuple) else value
+
+
+class Names:
+    """Which tensor does a component name in this model, and which components can it offer?
+
+    Attributes:
+        n_layers, n_heads, d_head, d_model, d_mlp, d_vocab: the model's sizes (d_mlp is None where neurons are not
+            offered).
+        refused: kind -> the sentence that says why this model does not offer it.
+    """
+
+    def __init__(self, nn, config, row: Row):
+        self.nn, self.row = nn, row
+        self.layers = attrgetter(row.layers)(nn)
+        self.n_layers, self.n_heads = len(self.layers), config.num_attention_heads
+        self.scale = float(getattr(config, "residual_multiplier", None) or 1.0)
+        self.d_model, self.d_vocab = config.hidden_size, config.vocab_size
+        self.d_head, self.d_mlp = None, None
+        self.block_extras = 0  # further values in a block's output tuple
+        self.block_is_tuple = False
+        self.refused = {
+            kind: f"{kind} is not offered in this version; offered are {', '.join(READY)}."
+            for kind in KINDS
+            if kind not in READY
+        }
+        self.part("heads", 0), self.part("attn_add", 0), self.part("mlp_add", 0), self.part("attn", 0)
+        attrgetter(row.embed)(nn), attrgetter(row.ln_final)(nn)
+        if row.neurons is None:
+            self.refused["neuron"] = "This architecture fuses its experts, so single neurons are not offered."
+        else:
+            self.part("neurons", 0)
+
+    def part(self, name: str, layer: int):
+        """The module (nnsight envoy) of a block that the row calls `name`."""
+        return attrgetter(getattr(self.row, name))(self.layers[layer])
+
+    def place(self, kind: str, layer: int | None, rows: int) -> Place:
+        """Where the tensor of a kind lives, in a batch of `rows`; `resid_mid` and `attn_out` share one place."""
+        if kind in ("attn_out", "resid_mid"):
+            return Place(self.part("attn_add", layer), "output", rows, self.scale)
+        if kind == "mlp_out":
+            return Place(self.part("mlp_add", layer), "output", rows, self.scale)
+        if kind == "z":
+            return Place(self.part("heads", layer), "input", rows)
+        if kind == "neuron":
+            return Place(self.part("neurons", layer), "input", rows)
+        if kind == "embed":
+            return Place(attrgetter(self.row.embed)(self.nn), "output", rows)
+        if kind == "ln_final":
+            return Place(attrgetter(self.row.ln_final)(self.nn), "output", rows)
+        if kind == "logits":
+            return Place(self.nn.lm_head, "output", rows)
+        return Place(self.layers[layer], "input" if kind == "resid_pre" else "output", rows)
+
+    def block_value(self, x: torch.Tensor):
+        """What a skipped block must return so that the stream goes on as `x`."""
+        return (x, *[None] * self.block_extras) if self.block_is_tuple else x
+
+    def validate(self, component: Component) -> None:
+        """Does this model have the component?
+
+        Raises:
+            ValueError: with what was given, what the model has, and why a kind is not offered.
+        """
+        if component.kind in self.refused:
+            raise ValueError(f"{component}: {self.refused[component.kind]}")
+        if isinstance(component.layer, int) and component.layer >= self.n_layers:
+            raise ValueError(f"{component}: layer {component.layer} is out of range; this model has layers 0 to "
+                             f"{self.n_layers - 1}.")  # fmt: skip
+        size = self.size(component.kind)
+        if isinstance(component.index, int) and component.index >= size:
+            what = KINDS[component.kind][0]
+            raise ValueError(f"{component}: {what} {component.index} is out of range; a layer has {what}s 0 to "
+                             f"{size - 1}.")  # fmt: skip
+
+    def size(self, kind: str) -> int | None:
+        """How many heads or neurons a layer has; None for kinds without an index."""
+        return {"head": self.n_heads, "neuron": self.d_mlp}.get(KINDS[kind][0])
+
+    def expand(self, components) -> list[Component]:
+        """Families written out (`z.*.*` as one component per head), checked, without duplicates, in the order given."""
+        found: dict[Component, None] = {}
+        for one in components:
+            self.validate(one)
+            layers = range(self.n_layers) if one.layer == "*" else [one.layer]
+            indices = range(self.size(one.kind)) if one.index == "*" else [one.index]
+            for layer in layers:
+                for index in indices:
+                    found[Component(one.kind, layer, index, one.position, one.name)] = None
+        return list(found)
+
+    def check(self, trace) -> None:
+        """Do the names mean here what they say? Run on the real model when it loads.
+
+        For each layer, resid_pre + attn_out + mlp_out must equal resid_post; there is a resid_mid if the FFN reads
+        what attention wrote. Kinds that fail are refused with a sentence from then on.
+
+        Args:
+            trace: runs `read(names, rows)` inside one forward pass of a few rows and returns what it returns.
+        Raises:
+            ValueError: when z or the stream do not have the expected shape, so that nothing could be trusted.
+        """
+        seen = trace(_read_all)
+        pre, attn, mlp, post = (
+            torch.stack(seen[k]).double() for k in ("resid_pre", "attn_out", "mlp_out", "resid_post")
+        )
+        width = seen["z"].shape[-1]
+        if pre.shape[-1] != self.d_model or width % self.n_heads:
+            raise ValueError(f"The row for this architecture does not fit: stream {pre.shape[-1]} wide, z {width} wide, "
+                             f"d_model {self.d_model}, {self.n_heads} heads.")  # fmt: skip
+        self.d_head = width // self.n_heads
+        self.d_mlp = seen["neuron"].shape[-1] if "neuron" in seen else None
+        self.block_is_tuple, self.block_extras = seen["tuple"]
+        error = ((pre + attn + mlp - post).abs().amax((1, 2, 3)) / post.abs().amax((1, 2, 3))).max().item()
+        if not error < 1e-3:
+            why = f"resid_pre + {{}} does not give resid_post here (off by {error:.1%}), so it cannot be told apart."
+            for kind in ("attn_out", "mlp_out", "resid_mid"):
+                self.refused[kind] = why.format("attn_out + mlp_out")
+        moved = trace(_read_mlp_without_attention)
+        if torch.allclose(moved.double(), mlp[0], rtol=1e-6, atol=0):
+            self.refused["resid_mid"] = "attention and FFN run in parallel here, so there is no stream between them."
+
+
+def _read_all(names: Names, rows: int) -> dict:
+    """Inside a trace: every site of every layer, in forward order."""
+    found: dict = {"resid_pre": [], "attn_out": [], "mlp_out": [], "resid_post": []}
+    for layer in range(names.n_layers):
+        found["resid_pre"].append(names.place("resid_pre", layer, rows).get().clone())
+        z = names.place("z", layer, rows).get()
+        found.setdefault("z", z.clone())
+        found["attn_out"].append(names.place("attn_out", layer, rows).get().clone())
+        if "neuron" not in names.refused:
+            neuron = names.place("neuron", layer, rows).get()
+            found.setdefault("neuron", neuron.clone())
+        found["mlp_out"].append(names.place("mlp_out", layer, rows).get().clone())
+        whole = names.layers[layer].output
+        found["tuple"] = (isinstance(whole, tuple), len(whole) - 1 if isinstance(whole, tuple) else 0)
+        found["resid_post"].append(first(whole).clone())
+    return found
+
+
+def _read_mlp_without_attention(names: Names, rows: int) -> torch.Tensor:
+    place = names.place("attn_out", 0, rows)
+    place.set(torch.zeros_like(place.get()))
+    return names.place("mlp_out", 0, rows).get().clone()
+
+
+def find_names(nn, config, trace) -> Names:
+    """The names for a model: its own row, or for a family without one the first row that passes the check.
+
+    Raises:
+        ValueError: naming what is missing when no row fits.
+    """
+    kind = config.model_type
+    tried = [ROWS[kind]] if kind in ROWS else list(dict.fromkeys(ROWS.values()))
+    reasons = []
+    for row in tried:
+        try:
+            names = Names(nn, config, row)
+            names.check(lambda read, names=names: trace(read, names))
+        except (AttributeError, ValueError) as error:
+            reasons.append(str(error))
+            continue
+        if kind in ROWS or "attn_out" not in names.refused:
+            return names
+    near = difflib.get_close_matches(kind, ROWS, 1)
+    raise ValueError(
+        f"The architecture {kind!r} has no row in workbench/model/names.py and none fits{f' (near: {near[0]})' if near else ''}. "
+        f"Add a row to ROWS with its module paths. What was missing: {reasons[-1] if reasons else 'resid identities failed'}"
+    )

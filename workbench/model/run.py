@@ -1,0 +1,442 @@
+"""A model to look into: logits, activations and generation, with interventions, on padded batches."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import inspect
+import json
+import threading
+import warnings
+from functools import cached_property
+from pathlib import Path
+
+import nnsight
+import torch
+
+from workbench.component import RANK, Component, components
+from workbench.intervention import Intervention
+from workbench.model.names import Names, find_names
+from workbench.recipe import Recipe, flatten
+from workbench.task import DATA
+
+nnsight.register("workbench")  # so that traces can leave the machine (remote=)
+SAME_PLACE = {"resid_mid": "attn_out"}  # kinds that live in another kind's tensor
+TOKENS_PER_PASS = 8192
+LOCK = threading.RLock()  # nnsight runs one trace at a time
+
+
+def bundled() -> list[str]:
+    """The names of the models that come with the workbench."""
+    return sorted(p.parent.name for p in DATA.glob("*/config.json"))
+
+
+def load(name, *, tokenizer=None, bos: bool | None = None, dtype=torch.float32, device: str | None = None) -> Model:
+    """Which model do I want to open?
+
+    Args:
+        name: "course" (bundled, offline), a folder, a Hugging Face name such as "gpt2" (fetched by transformers when
+            you have access), or an `nn.Module` with `tokenizer=`.
+        bos: whether prompts start with the beginning-of-sequence token; None leaves it to the tokenizer.
+        dtype: of the weights; "auto" keeps what the checkpoint has.
+        device: "cpu" or "cuda"; None leaves the model where transformers puts it.
+    Raises:
+        ValueError: for a name that is neither bundled, nor a folder, nor to be had from the hub; for an architecture
+            that cannot be named.
+    """
+    if isinstance(name, torch.nn.Module):
+        if tokenizer is None:
+            raise ValueError("A model given as a module needs its tokenizer: wb.load(module, tokenizer=...).")
+        return Model(name.eval(), tokenizer, bos=bos)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    path = DATA / str(name) if str(name) in bundled() else Path(name)
+    where = str(path) if path.is_dir() else str(name)
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        hf = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, attn_implementation="eager").eval()
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(where)
+    except (OSError, ValueError) as error:
+        near = difflib.get_close_matches(str(name), bundled(), 1, 0.5)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"No model {str(name)!r} could be loaded.{hint} Bundled: {', '.join(bundled())}. A folder needs config.json, "
+            f"weights and tokenizer; a hub name needs a network or a local copy. ({reason})"
+        ) from None
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    return Model(hf.to(device) if device else hf, tokenizer, bos=bos)
+
+
+class Prompts:
+    """Token ids of several prompts, left-padded, with what is needed to find a position again.
+
+    Attributes:
+        ids: list of 1-D LongTensors; lengths: how many of each are prompt (the rest counts as generated).
+        spans: for each prompt, span name -> list of positions.
+    """
+
+    def __init__(self, ids, lengths=None, spans=None):
+        self.ids = [torch.as_tensor(one, dtype=torch.long) for one in ids]
+        self.lengths = list(lengths) if lengths is not None else [len(one) for one in self.ids]
+        self.spans = spans or [{}] * len(self.ids)
+        self.width = max(map(len, self.ids))
+        self.pads = [self.width - len(one) for one in self.ids]
+
+    def chunks(self, budget: int = TOKENS_PER_PASS):
+        step = max(1, budget // self.width)
+        for start in range(0, len(self.ids), step):
+            part = slice(start, start + step)
+            yield Prompts(self.ids[part], self.lengths[part], self.spans[part])
+
+    def columns(self, component: Component, row: int) -> list[int]:
+        """The columns of one prompt that a component's position names (all prompt columns without one).
+
+        Raises:
+            ValueError: for a position out of range, or a span nobody named.
+        """
+        length, at = self.lengths[row], component.position
+        if at is None:
+            return list(range(self.pads[row], self.pads[row] + length))
+        if isinstance(at, str):
+            if at not in self.spans[row]:
+                known = f"Spans here: {', '.join(self.spans[row])}." if self.spans[row] else "Spans come with a task."
+                raise ValueError(f"{component}: there is no span {at!r}. {known} Or give a number, such as @-1.")
+            return [self.pads[row] + p for p in self.spans[row][at]]
+        if not -length <= at < length:
+            raise ValueError(f"{component}: position {at} is out of range; prompt {row} has {length} tokens "
+                             f"(0 to {length - 1}, or -1 to {-length}).")  # fmt: skip
+        return [self.pads[row] + at % length]
+
+
+class Model:
+    """A Hugging Face decoder under the workbench's names.
+
+    Attributes:
+        hf, nnsight, tokenizer: the transformers model, the nnsight model over it, the tokenizer.
+        names: sizes (`names.n_layers`, ...) and what is offered.
+        bos: whether prompts start with the beginning-of-sequence token.
+        remote: passed to every nnsight trace: None, "local" (a dry run of leaving the machine) or True (NDIF).
+    """
+
+    def __init__(self, hf, tokenizer, bos: bool | None = None):
+        self.hf, self.tokenizer, self.remote = hf, tokenizer, None
+        for parameter in hf.parameters():
+            parameter.requires_grad_(False)
+        self.nnsight = nnsight.TransformersModel(hf, tokenizer=tokenizer, task="text-generation")
+        accepted = inspect.signature(type(hf).forward).parameters
+        self.cache_key = "cache" if "cache" in accepted else "past_key_values"
+        self._takes_positions = "position_ids" in accepted
+        adds = tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id] and tokenizer.bos_token_id is not None
+        if bos and tokenizer.bos_token_id is None:
+            raise ValueError("bos=True, but this tokenizer has no beginning-of-sequence token.")
+        self.bos = adds if bos is None else bos
+        probe = torch.arange(6).remainder(hf.config.vocab_size)[None].repeat(2, 1)
+        probe[1] = probe[1].flip(0)
+        self.names: Names = find_names(
+            self.nnsight, hf.config, lambda read, names: self.trace(self.inputs(probe), lambda: read(names, len(probe)))
+        )
+
+    def __repr__(self) -> str:
+        n = self.names
+        size = sum(p.numel() for p in self.hf.parameters()) / 1e6
+        return (f"Model({self.hf.config.model_type}, {size:.2f}M parameters, {n.n_layers} layers, {n.n_heads} heads, "
+                f"d_model {n.d_model}, vocabulary {n.d_vocab}, bos={self.bos})")  # fmt: skip
+
+    # text and tokens
+
+    def ids(self, text: str) -> torch.Tensor:
+        """The token ids of a text, [position].
+
+        Raises:
+            ValueError: for an empty text or a word the tokenizer does not know, with the nearest words.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"A prompt is a string; got {type(text).__name__}.")
+        ids = list(self.tokenizer(text, add_special_tokens=False).input_ids)
+        unknown = self.tokenizer.unk_token_id
+        if unknown is not None and unknown in ids:
+            raise ValueError(self._unknown_words(text))
+        if self.bos:
+            ids = [self.tokenizer.bos_token_id, *ids]
+        if not ids:
+            raise ValueError("The prompt is empty, so there is no position to look at. Give it at least one word.")
+        return torch.tensor(ids)
+
+    def _unknown_words(self, text: str) -> str:
+        unknown, vocabulary = self.tokenizer.unk_token_id, list(self.tokenizer.get_vocab())
+        said = []
+        for word in dict.fromkeys(text.split()):
+            if unknown in self.tokenizer(word, add_special_tokens=False).input_ids:
+                near = difflib.get_close_matches(word.lower(), vocabulary, 3, 0.5)
+                said.append(f"{word!r}" + (f" (nearest: {', '.join(near)})" if near else ""))
+        return f"Not in this model's vocabulary: {'; '.join(said)}. model.tokens(text) shows how a text is cut."
+
+    def tokens(self, text: str) -> list[str]:
+        """How is this text cut into tokens? Leading spaces are shown as they are."""
+        return [self.token(i) for i in self.ids(text)]
+
+    def token(self, token_id: int) -> str:
+        """One token as text."""
+        return str(self.tokenizer.convert_ids_to_tokens(int(token_id))).replace("Ġ", " ").replace("▁", " ")
+
+    def chat(self, user: str, system: str | None = None) -> str:
+        """The prompt that asks `user` in the model's own chat template, ready for the assistant's turn.
+
+        Raises:
+            ValueError: when the tokenizer has no chat template.
+        """
+        if not self.tokenizer.chat_template:
+            raise ValueError("This tokenizer has no chat template; write the prompt as plain text.")
+        turns = [{"role": "system", "content": system}] if system else []
+        turns.append({"role": "user", "content": user})
+        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        bos = self.tokenizer.bos_token
+        return text.removeprefix(bos).strip() if self.bos and bos else text
+
+    # running
+
+    def inputs(self, ids, mask=None, start: int = 0) -> dict:
+        """Model inputs for a [row, column] tensor of ids or a `Prompts`; `start` leaves out that many first columns."""
+        if isinstance(ids, Prompts):
+            pad = self.tokenizer.pad_token_id
+            pad = pad if pad is not None else (self.tokenizer.eos_token_id or 0)
+            block = torch.full((len(ids.ids), ids.width), pad)
+            mask = torch.zeros_like(block)
+            for row, one in enumerate(ids.ids):
+                block[row, ids.pads[row] :], mask[row, ids.pads[row] :] = one, 1
+            ids = block
+        mask = torch.ones_like(ids) if mask is None else mask
+        device = self.hf.device
+        batch = {"input_ids": ids[:, start:].to(device), "attention_mask": mask.to(device)}
+        if self._takes_positions:
+            batch["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)[:, start:].to(device)
+        return batch
+
+    def trace(self, batch: dict, body, **kwargs):
+        """Run one forward pass without gradients and return what `body()`, called inside the nnsight trace, returns."""
+        if self.remote is not None:
+            kwargs["remote"] = self.remote
+        nn = self.nnsight
+        with LOCK, torch.no_grad(), nn.trace(batch, **kwargs):
+            found = nnsight.save(body())
+        return found
+
+    def _prompts(self, prompts, spans=None) -> Prompts:
+        if isinstance(prompts, Prompts):
+            return prompts
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not prompts:
+            raise ValueError("No prompt was given.")
+        return Prompts([self.ids(p) if isinstance(p, str) else p for p in prompts], spans=spans)
+
+    def _edits(self, interventions, prompts: Prompts, read=()) -> Edits:
+        check_recipe(self, interventions)
+        return Edits(self.names, interventions, prompts, read)
+
+    def logits(self, prompts, *interventions, positions: str = "last", spans=None):
+        """What does the model predict next, with these interventions?
+
+        Args:
+            prompts: a text, a list of texts or of id tensors.
+            positions: "last" or "all".
+        Returns:
+            [prompt, d_vocab] at the last position; for "all" a list with one [position, d_vocab] per prompt.
+        """
+        found = []
+        for part in self._prompts(prompts, spans).chunks():
+            run = self._edits(interventions, part)
+            keep = {"logits_to_keep": 1} if positions == "last" else {}
+            block = self.trace(self.inputs(part), run.visit_logits, **keep).float().cpu()
+            found.append(
+                block[:, -1] if positions == "last" else [b[p:] for b, p in zip(block, part.pads, strict=True)]
+            )
+        return torch.cat(found) if positions == "last" else [one for block in found for one in block]
+
+    def activations(self, prompts, at, *interventions, spans=None):
+        """What are the activations here?
+
+        Args:
+            at: a component, its printed form, or a list. Without a position all prompts must have equal length.
+        Returns:
+            For one component a tensor: [prompt, position, width], or [prompt, width] with a position (a span of several
+            tokens is averaged). Neurons have no width axis. For a list, a dict from component to such a tensor.
+        """
+        wanted = self.names.expand(components(at))
+        prompts = self._prompts(prompts, spans)
+        if len(set(map(len, prompts.ids))) > 1 and any(one.position is None for one in wanted):
+            raise ValueError("These prompts differ in length, so their positions do not line up. Name a position, for "
+                             "example '@-1', or give prompts of equal length.")  # fmt: skip
+        parts: dict[Component, list] = {one: [] for one in wanted}
+        for part in prompts.chunks():
+            run = self._edits(interventions, part, wanted)
+            seen = self.trace(self.inputs(part), run.visit)
+            for one in wanted:
+                x = seen[one].float().cpu()
+                if one.position is not None:
+                    rows = [x[row, part.columns(one, row)].mean(0) for row in range(len(x))]
+                    x = torch.stack(rows)
+                parts[one].append(x.squeeze(-1) if one.kind == "neuron" else x)
+        found = {one: torch.cat(blocks) for one, blocks in parts.items()}
+        single = isinstance(at, (str, Component)) and len(wanted) == 1
+        return found[wanted[0]] if single else found
+
+    def generate(self, prompts, *interventions, max_new_tokens: int = 20, seed: int = 0, **kwargs):
+        """What does the model say, with these interventions?
+
+        Greedy unless `do_sample=True`; further arguments go to transformers' `generate`.
+
+        Returns:
+            The continuation, for one text; a list of them for several.
+        """
+        made = self.generate_ids(prompts, *interventions, max_new_tokens=max_new_tokens, seed=seed, **kwargs)
+        texts = [self.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in made]
+        return texts[0] if isinstance(prompts, str) else texts
+
+    def generate_ids(self, prompts, *interventions, max_new_tokens=20, seed=0, spans=None, **kwargs):
+        """Like `generate`, as one 1-D tensor of new token ids per prompt (end-of-sequence and padding left off)."""
+        prompts = self._prompts(prompts, spans)
+        run = self._edits(interventions, prompts)
+        eos = self.hf.generation_config.eos_token_id
+        stop = set(eos if isinstance(eos, list) else [eos]) | {self.tokenizer.eos_token_id}
+        batch = self.inputs(prompts)
+        batch.pop("position_ids", None)
+        settings = {"max_new_tokens": max_new_tokens, "pad_token_id": self.tokenizer.pad_token_id, "do_sample": False}
+        settings |= kwargs if self.remote is None else kwargs | {"remote": self.remote}
+        nn = self.nnsight
+        with LOCK, torch.no_grad(), torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*never reached.*")  # generation ended before max_new_tokens
+            torch.manual_seed(seed)
+            with nn.generate(**settings) as tracer:
+                with tracer.invoke(batch):
+                    for step in tracer.iter[:max_new_tokens]:
+                        run.visit(step)
+                with tracer.invoke():
+                    whole = nnsight.save(tracer.result)
+        found = []
+        for row in whole[:, prompts.width :].cpu():
+            ends = [i for i, token in enumerate(row.tolist()) if token in stop]
+            found.append(row[: ends[0]] if ends else row)
+        return found
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Which model is this? A short hash of its configuration, vocabulary and samples of its tensors."""
+        config = {k: v for k, v in self.hf.config.to_dict().items() if not k.startswith("_") and k not in
+                  ("transformers_version", "torch_dtype", "dtype", "architectures")}  # fmt: skip
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+        digest.update(json.dumps(self.tokenizer.get_vocab(), sort_keys=True).encode())
+        for name, tensor in self.hf.state_dict().items():
+            sample = tensor.flatten()[:: max(1, tensor.numel() // 64)].float().cpu()
+            digest.update(name.encode() + sample.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+class Edits:
+    """Interventions and reads laid out along one forward pass, for a batch of prompts.
+
+    Raises:
+        ValueError: before anything runs, for a component or position that is not there, or a recipe made for another
+            model.
+    """
+
+    def __init__(self, names: Names, interventions, prompts: Prompts, read=()):
+        self.names, self.prompts, self.read = names, prompts, list(read)
+        stops: dict[tuple[str, int | None], list] = {}
+        for one in flatten(interventions):
+            if one.does_nothing:
+                continue
+            for which, family in enumerate(one.at):
+                for component in names.expand([family]):
+                    columns = [prompts.columns(component, row) for row in range(len(prompts.ids))]
+                    stops.setdefault(_stop(component), []).append((component, one, which, columns))
+        for component in self.read:
+            names.validate(component)
+            stops.setdefault(_stop(component), [])
+        for kind, layer in list(stops):
+            if kind == "attn_out":  # resid_mid is resid_pre + attn_out
+                stops.setdefault(("resid_pre", layer), [])
+        self.stops = dict(sorted(stops.items(), key=lambda item: Component(*item[0])))
+
+    def visit(self, step: int = 0) -> dict[Component, torch.Tensor]:
+        """Inside a trace: read and change every site in forward order; returns what was asked to be read.
+
+        Args:
+            step: of a generation; 0 is the pass over the prompt.
+        """
+        found, pre = {}, None
+        for (kind, layer), edits in self.stops.items():
+            place = self.names.place(kind, layer, len(self.prompts.ids))
+            value = place.get()
+            for component, intervention, which, columns in sorted(edits, key=lambda e: RANK[e[0].kind]):
+                mask = self._mask(component, intervention, columns, value, step)
+                if mask is not None:
+                    value = self._changed(value, pre, component, intervention, which, mask)
+            if edits:
+                place.set(value)
+            if kind == "resid_pre":
+                pre = value
+            for component in self.read:
+                if _stop(component) == (kind, layer):
+                    found[component] = self._view(value, pre, component).clone()
+        return found
+
+    def visit_logits(self) -> torch.Tensor:
+        """Inside a trace: visit every site, then the logits [row, position, d_vocab]."""
+        self.visit()
+        return self.names.nn.output.logits.clone()
+
+    def _view(self, value, pre, component: Component) -> torch.Tensor:
+        if component.kind == "resid_mid":
+            return pre + value
+        if component.kind == "z":
+            width = self.names.d_head
+            return value[..., component.index * width : (component.index + 1) * width]
+        if component.kind == "neuron":
+            return value[..., component.index : component.index + 1]
+        return value
+
+    def _changed(self, value, pre, component, intervention: Intervention, which: int, mask) -> torch.Tensor:
+        x = self._view(value, pre, component)
+        new = torch.where(mask, intervention.change(x, which).to(x.dtype), x)
+        if component.kind == "resid_mid":
+            return torch.where(mask, new - pre, value)
+        if component.kind in ("z", "neuron"):
+            value = value.clone()
+            self._view(value, pre, component).copy_(new)
+            return value
+        return new
+
+    def _mask(self, component, intervention, columns, value, step) -> torch.Tensor | None:
+        """[row, column, 1], true where the intervention acts in this pass; None where it does not act at all."""
+        prompts, phase, width = self.prompts, intervention.phase, value.shape[1]
+        cached = step > 0 and width == 1
+        if cached:
+            return None if phase == "prompt" else torch.ones(1, 1, 1, dtype=torch.bool, device=value.device)
+        mask = torch.zeros(len(prompts.ids), width, 1, dtype=torch.bool)
+        for row, own in enumerate(columns):
+            if phase != "generation":
+                mask[row, own] = True
+            if phase != "prompt":
+                mask[row, prompts.pads[row] + prompts.lengths[row] :] = True
+        return mask.to(value.device) if mask.any() else None
+
+
+def _stop(component: Component) -> tuple[str, int | None]:
+    return SAME_PLACE.get(component.kind, component.kind), component.layer
+
+
+def check_recipe(model: Model, interventions) -> None:
+    """Was this recipe made for this model?
+
+    Raises:
+        ValueError: naming both fingerprints.
+    """
+    for one in interventions if isinstance(interventions, (list, tuple)) else [interventions]:
+        if isinstance(one, Recipe) and one.fingerprint and one.fingerprint != model.fingerprint:
+            raise ValueError(f"The recipe {one.name!r} was made for model {one.fingerprint}, this one is "
+                             f"{model.fingerprint}. To use it anyway: wb.Recipe(recipe.interventions).")  # fmt: skip

@@ -1,0 +1,145 @@
+"""What a locator returns: one table of components with score, interval, null and cost."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from workbench.component import Component
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Which components matter, and by how much?
+
+    Attributes:
+        components: in forward order. values, ci_lo, ci_hi, null_p95: [component].
+        per_prompt: [component, prompt], what the scores are made of (raw effects in units of the metric).
+        method, direction, metric: how they were made, for example "causal.patch", "denoising", "logit_diff".
+        clean, corrupted: the metric's mean on either prompt, the baselines of every patch.
+        null: one line on what `null_p95` is.
+        labels: position -> token text, where the prompts agree on it.
+        cost: forward-pass equivalents (one batch of all prompts is one); seconds; seed.
+        why: for a score without interval or null, the reason.
+    """
+
+    components: list[Component]
+    values: np.ndarray
+    ci_lo: np.ndarray
+    ci_hi: np.ndarray
+    null_p95: np.ndarray
+    per_prompt: np.ndarray
+    method: str
+    metric: str
+    clean: float
+    corrupted: float
+    direction: str = ""
+    null: str = ""
+    labels: dict = field(default_factory=dict)
+    task: str = ""
+    cost: float = float("nan")
+    seconds: float = float("nan")
+    seed: int = 0
+    why: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The kind of component, or "mixed"."""
+        kinds = {one.kind for one in self.components}
+        return kinds.pop() if len(kinds) == 1 else "mixed"
+
+    @property
+    def n(self) -> int:
+        """Number of prompts."""
+        return self.per_prompt.shape[1]
+
+    @property
+    def frame(self):
+        """A pandas table, strongest first."""
+        import pandas as pd
+
+        table = pd.DataFrame({
+            "component": [str(one) for one in self.components],
+            "layer": [one.layer for one in self.components],
+            "index": [one.index for one in self.components],
+            "position": [one.position for one in self.components],
+            "score": self.values, "ci_lo": self.ci_lo, "ci_hi": self.ci_hi, "null_p95": self.null_p95,
+        })  # fmt: skip
+        table["n"] = self.n
+        return table.iloc[np.argsort(-np.abs(self.values), kind="stable")].reset_index(drop=True)
+
+    def top(self, k: int = 3) -> list[Component]:
+        """The k components with the largest |score|, strongest first."""
+        order = np.argsort(-np.abs(self.values), kind="stable")[:k]
+        return [self.components[i] for i in order]
+
+    def above_null(self) -> list[Component]:
+        """The components whose |score| exceeds what the null reaches, strongest first."""
+        return [one for one in self.top(len(self.components)) if abs(self[one]) > self.null_p95[self._index(one)]]
+
+    def __getitem__(self, component) -> float:
+        return float(self.values[self._index(component)])
+
+    def _index(self, component) -> int:
+        one = Component.parse(component)
+        if one not in self.components:
+            raise KeyError(f"{one} was not scored. Scored were {self.components[0]} to {self.components[-1]}.")
+        return self.components.index(one)
+
+    @property
+    def title(self) -> str:
+        """What was done, with the baselines, in one line."""
+        how = f", {self.direction}" if self.direction else ""
+        prompts = "1 prompt" if self.n == 1 else f"{self.n} prompts"
+        return (f"{self.method}{how}: {self.metric} {self.clean:+.2f} clean, {self.corrupted:+.2f} corrupted "
+                f"({self.task + ', ' if self.task else ''}{prompts})")  # fmt: skip
+
+    def __repr__(self) -> str:
+        best = self.top(1)[0]
+        return (f"Scores({self.method} {self.direction}, {len(self.components)} components of kind {self.kind}, "
+                f"n={self.n}, top {best} {self[best]:+.2f})")  # fmt: skip
+
+    def plot(self, **kwargs):
+        """The scores as a matplotlib figure: layers by heads or by positions, layer 0 at the bottom."""
+        from workbench.plot import grid
+
+        return grid(self, **kwargs)
+
+    def save(self, folder) -> Path:
+        """Write `scores.json`, `scores.csv` (the table, for people) and `scores.safetensors`."""
+        from safetensors.numpy import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        plain = {name: getattr(self, name) for name in PLAIN}
+        plain["components"] = [str(one) for one in self.components]
+        plain["labels"] = [[k, v] for k, v in self.labels.items()]
+        arrays = {name: np.ascontiguousarray(getattr(self, name), dtype=np.float64) for name in ARRAYS}
+        save_file(arrays, folder / "scores.safetensors")
+        self.frame.to_csv(folder / "scores.csv", index=False)
+        (folder / "scores.json").write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+        return folder
+
+    @classmethod
+    def load(cls, folder) -> Scores:
+        """Read scores back.
+
+        Raises:
+            FileNotFoundError: when `folder` holds none.
+        """
+        from safetensors.numpy import load_file
+
+        folder = Path(folder)
+        if not (folder / "scores.json").is_file():
+            raise FileNotFoundError(f"{folder} holds no scores.json. Scores.load takes the folder that save() wrote.")
+        plain = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+        plain["components"] = [Component.parse(one) for one in plain["components"]]
+        plain["labels"] = dict(plain["labels"])
+        return cls(**plain, **load_file(folder / "scores.safetensors"))
+
+
+ARRAYS = ("values", "ci_lo", "ci_hi", "null_p95", "per_prompt")
+PLAIN = ("method", "metric", "clean", "corrupted", "direction", "null", "task", "cost", "seconds", "seed", "why")
