@@ -10,6 +10,7 @@ import pytest
 import torch
 from nnsight import CONFIG
 from tiny import CONFIGS, build, tokenizer
+from tiny import trained as train
 
 import workbench as wb
 
@@ -31,6 +32,12 @@ def course():
 def llama():
     """A tiny random Llama."""
     return wb.load(build("llama"), tokenizer=tokenizer())
+
+
+@pytest.fixture(scope="session")
+def trained():
+    """A tiny Llama that answers w6 after a w4 at position 2, and w7 after a w5 (see tiny.copying)."""
+    return wb.load(train(), tokenizer=tokenizer())
 
 
 @pytest.fixture(scope="session", params=CONFIGS)

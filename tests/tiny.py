@@ -4,6 +4,7 @@ grouped key-value heads, head sizes that are not d_model / n_heads, sliding wind
 multipliers, softcaps. Weights are scaled up, so that interventions have effects well above float error.
 """
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -56,3 +57,30 @@ def build(architecture: str, seed: int = 0) -> torch.nn.Module:
             elif "bias" in name:
                 parameter.normal_(std=0.1)
     return model
+
+
+def copying(n: int = 12, seed: int = 3) -> list[dict]:
+    """Pairs for `trained`: w4 at position 2 makes w6 right, w5 makes w7 right; the other words are noise."""
+    rng, rows = np.random.default_rng(seed), []
+    for i in range(n):
+        words = [f"w{k}" for k in rng.integers(10, D_VOCAB, 7)]
+        clean, corrupted = (" ".join([*words[:2], cause, *words[3:]]) for cause in ("w4", "w5"))
+        rows.append({"clean": clean, "corrupted": corrupted, "answer": "w6", "foil": "w7", "template": "t",
+                     "entity": str(i), "spans": {"cause": "w4"}})  # fmt: skip
+    return rows
+
+
+def trained() -> torch.nn.Module:
+    """A tiny Llama taught for a few seconds to answer as `copying` says: a cause whose place is known."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **LLAMA), attn_implementation="eager")
+    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+    for _ in range(150):
+        ids, kind = torch.randint(10, D_VOCAB, (64, 7)), torch.randint(0, 2, (64,))
+        ids[:, 2] = 4 + kind
+        loss = torch.nn.functional.cross_entropy(model(ids).logits[:, -1], 6 + kind)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.01
+    return model.eval()

@@ -3,69 +3,35 @@
 import numpy as np
 import pytest
 import torch
-from tiny import build, tokenizer
+from tiny import copying
 
 import workbench as wb
 from workbench.locate.causal import patch
 
 
-@pytest.fixture(scope="module")
-def planted():
-    """A model in which one head of layer 1 alone carries the answer to the last position."""
-    return wb.load(build("llama"), tokenizer=tokenizer())
-
-
-def copying(n=12, seed=3):
-    """Pairs in which the word at position 2 differs; the answer is whatever a linear reader prefers."""
-    rng, rows = np.random.default_rng(seed), []
-    for i in range(n):
-        words = [f"w{k}" for k in rng.integers(10, 64, 7)]
-        clean, corrupted = [*words[:2], "w4", *words[3:]], [*words[:2], "w5", *words[3:]]
-        rows.append({"clean": " ".join(clean), "corrupted": " ".join(corrupted), "answer": "w6", "foil": "w7",
-                     "template": "t", "entity": str(i), "spans": {"cause": "w4"}})  # fmt: skip
-    return wb.Task(rows, "copying")
-
-
-@pytest.fixture(scope="module")
-def trained():
-    """A tiny Llama trained for a few seconds to answer w6 after a w4 and w7 after a w5 at position 2."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    size = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "pad_token_id": 0}
-    hf = LlamaForCausalLM(LlamaConfig(num_attention_heads=4, bos_token_id=1, eos_token_id=2, **size))
-    optimizer = torch.optim.Adam(hf.parameters(), 5e-3)
-    for _ in range(150):
-        ids = torch.randint(10, 64, (64, 7))
-        kind = torch.randint(0, 2, (64,))
-        ids[:, 2] = 4 + kind
-        loss = torch.nn.functional.cross_entropy(hf(ids).logits[:, -1], 6 + kind)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss < 0.01
-    return wb.load(hf.eval(), tokenizer=tokenizer())
+def task(*args):
+    return wb.Task(copying(*args), "copying")
 
 
 def test_patching_everything_gives_the_clean_run(trained):
-    scores = patch(trained, copying(), "resid_pre.*", positions="all")
+    scores = patch(trained, task(), "resid_pre.*", positions="all")
     assert np.allclose(scores.values, 1, atol=1e-5)
-    whole = patch(trained, copying(), "resid_post.2@-1")
+    whole = patch(trained, task(), "resid_post.2@-1")
     assert np.allclose(whole.values, 1, atol=1e-5) and np.allclose(whole.ci_lo, 1, atol=1e-4)
 
 
 def test_patching_nothing_changes_nothing(trained):
-    scores = patch(trained, copying(), "resid_pre", direction="noising")
+    scores = patch(trained, task(), "resid_pre", direction="noising")
     before = [i for i, one in enumerate(scores.components) if one.position < 2]
     elsewhere = [i for i, one in enumerate(scores.components) if one.layer == 0 and one.position != 2]
     assert (scores.per_prompt[before] == 0).all() and (scores.per_prompt[elsewhere] == 0).all()
-    same = [dict(row, corrupted=row["clean"]) for row in copying()]
+    same = [dict(row, corrupted=row["clean"]) for row in task()]
     with pytest.raises(ValueError, match="hardly differ"):
         patch(trained, wb.Task(same), "resid_pre")
 
 
 def test_the_cause_is_found_where_it_was_put(trained):
-    scores = patch(trained, copying(), "resid_pre")
+    scores = patch(trained, task(), "resid_pre")
     assert scores["resid_pre.0@2"] == pytest.approx(1, abs=1e-5)
     assert scores.clean > 3 and scores.corrupted < -3
     assert set(scores.above_null()) <= {one for one in scores.components if one.position in range(2, 7)}
@@ -74,17 +40,17 @@ def test_the_cause_is_found_where_it_was_put(trained):
 
 
 def test_spans_name_positions(trained):
-    scores = patch(trained, copying(), "resid_pre.0@cause")
+    scores = patch(trained, task(), "resid_pre.0@cause")
     assert scores.components == [wb.Component.parse("resid_pre.0@cause")] and scores.values[0] == pytest.approx(
         1, abs=1e-5
     )
     with pytest.raises(ValueError, match="names no span 'subject'; its spans: cause"):
-        patch(trained, copying(), "resid_pre.0@subject")
+        patch(trained, task(), "resid_pre.0@subject")
 
 
 def test_prompts_of_different_length_are_compared_by_span(trained):
-    long = [dict(row, clean="w11 " + row["clean"], corrupted="w11 " + row["corrupted"]) for row in copying(4, 9)]
-    both = wb.Task([*copying(8), *long], "both")
+    long = [dict(row, clean="w11 " + row["clean"], corrupted="w11 " + row["corrupted"]) for row in task(4, 9)]
+    both = wb.Task([*task(8), *long], "both")
     assert {one.position for one in patch(trained, both, "resid_pre").components} == {"cause"}
     bare = wb.Task([{k: v for k, v in row.items() if k != "spans"} for row in both])
     assert {one.position for one in patch(trained, bare, "resid_pre").components} == set(range(-7, 0))
@@ -92,14 +58,14 @@ def test_prompts_of_different_length_are_compared_by_span(trained):
 
 def test_repeatable_and_free_of_side_effects(trained):
     weights = {k: v.clone() for k, v in trained.hf.state_dict().items()}
-    one, two = (patch(trained, copying(), "z", seed=4) for _ in range(2))
+    one, two = (patch(trained, task(), "z", seed=4) for _ in range(2))
     assert np.array_equal(one.values, two.values) and np.array_equal(one.null_p95, two.null_p95)
     assert one.cost > 2 and one.seconds > 0 and len(one.components) == 12
     assert all(torch.equal(v, weights[k]) for k, v in trained.hf.state_dict().items())
 
 
 def test_one_prompt_has_neither_interval_nor_null(trained):
-    scores = patch(trained, copying(1), "resid_pre")
+    scores = patch(trained, task(1), "resid_pre")
     assert np.isnan(scores.ci_lo).all() and np.isnan(scores.null_p95).all() and "no other pair" in scores.why
     assert scores["resid_pre.0@2"] == pytest.approx(1, abs=1e-5)
 
@@ -108,11 +74,11 @@ def test_one_prompt_has_neither_interval_nor_null(trained):
                                       ("resid_prr", "Did you mean"), ("neuron.0.1", "cannot be patched yet")])  # fmt: skip
 def test_bad_places(trained, at, said):
     with pytest.raises(ValueError, match=said):
-        patch(trained, copying(3), at)
+        patch(trained, task(3), at)
 
 
 def test_bad_arguments(trained):
     for settings, said in [({"direction": "up"}, "denoising"), ({"metric": "diff"}, "metric='diff'"),
                            ({"positions": "some"}, "positions='some'")]:  # fmt: skip
         with pytest.raises(ValueError, match=said):
-            patch(trained, copying(3), "resid_pre", **settings)
+            patch(trained, task(3), "resid_pre", **settings)

@@ -79,7 +79,7 @@ def test_phases_touch_the_right_tokens(tiny, words, settings):
         for prompt, made in zip(prompts, new):
             ids = torch.cat([tiny.ids(prompt), made])
             length = len(ids) - len(made)
-            replay = wb.model.run.Prompts([ids], [length])
+            replay = wb.model.plan.Prompts([ids], [length])
             changed = tiny.activations(replay, where, change)[0] - tiny.activations(replay, where)[0]
             touched = (changed.abs().amax(-1) > 1).tolist()
             # a change at resid_post.1 shows at its own tokens only, so `touched` is where it acted

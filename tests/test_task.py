@@ -1,0 +1,88 @@
+"""Tasks: three kinds of rows, splits, fitting to a model with reasons."""
+
+import pandas as pd
+import pytest
+import torch
+from tiny import copying
+
+import workbench as wb
+
+PAIR = {"clean": "w5 w6 w7", "corrupted": "w5 w8 w7", "answer": "w10", "foil": "w11"}
+
+
+def test_three_kinds():
+    assert wb.Task([PAIR]).kind == "pairs"
+    assert wb.Task([{"text": "a", "label": "x"}]).kind == "labelled"
+    assert wb.Task([{"text": "a"}]).kind == "plain"
+    with pytest.raises(ValueError, match="make no task"):
+        wb.Task([{"prompt": "a"}])
+    with pytest.raises(ValueError, match="at least one row"):
+        wb.Task([])
+    with pytest.raises(ValueError, match="Row 1 .* needs a text in 'foil'"):
+        wb.Task([PAIR, PAIR | {"foil": None}])
+    with pytest.raises(ValueError, match="split 'train' is unknown"):
+        wb.Task([PAIR | {"split": "train"}])
+
+
+def test_splits_and_slices():
+    task = wb.Task([PAIR | {"split": s} for s in ("fit", "fit", "ood")], "t")
+    assert repr(task) == "Task(t, 3 pairs: fit 2, ood 1)"
+    assert len(task.split("fit")) == 2 and len(task[:1]) == len(task[0]) == 1
+    with pytest.raises(ValueError, match="no rows of split 'test'; it has fit, ood"):
+        task.split("test")
+
+
+def test_files_round_trip(tmp_path):
+    task = wb.Task(copying(3), "mine")
+    assert wb.Task.load(task.save(tmp_path / "mine.jsonl")) == task
+    task.frame.to_csv(tmp_path / "mine.csv", index=False)
+    assert len(wb.Task.load(tmp_path / "mine.csv")) == 3
+    assert len(wb.Task(pd.DataFrame(task.rows))) == 3
+    with pytest.raises(ValueError, match=r"no task 'iol'\. Did you mean 'ioi'"):
+        wb.Task.load("iol")
+
+
+def test_ids_answers_and_spans(llama):
+    task = wb.Task(copying(3))
+    pairs = task.on(llama)
+    clean, corrupted = task.tokens(llama)
+    assert clean.shape == corrupted.shape == (3, 7) and (clean != corrupted).sum() == 3
+    assert pairs.answer.tolist() == [6] * 3 and pairs.foil.tolist() == [7] * 3
+    assert pairs.spans == [{"cause": [2]}] * 3 and pairs.dropped.empty
+    assert wb.Task([PAIR | {"spans": {"two": [0, 5]}}]).on(llama).spans == [{"two": [0, 1]}]
+    bos = wb.load(llama.hf, tokenizer=llama.tokenizer, bos=True)
+    assert wb.Task([PAIR | {"spans": {"two": [0, 5]}}]).on(bos).spans == [{"two": [1, 2]}]
+
+
+@pytest.mark.parametrize("wrong, said", [
+    ({"corrupted": "w5 w8"}, "'w5 w6 w7' has 3 tokens, 'w5 w8' 2"), ({"answer": "w10 w12"}, "is no single token"),
+    ({"clean": "w5 what w7"}, "'what'"), ({"foil": "w10"}, "same token"), ({"spans": {"x": "w9"}}, "stands 0 times"),
+])  # fmt: skip
+def test_rows_that_do_not_fit_are_refused_with_the_reason(llama, wrong, said):
+    with pytest.raises(ValueError, match=said):
+        wb.Task([PAIR | wrong]).on(llama)
+    pairs = wb.Task([PAIR, PAIR | wrong]).on(llama)
+    assert len(pairs.task) == 1 and len(pairs.dropped) == 1
+    with pytest.raises(ValueError, match="Only 1 of 5 rows"):
+        wb.Task([PAIR] + [PAIR | wrong] * 4).on(llama)
+
+
+def test_score_is_the_metric_row_by_row(llama):
+    task = wb.Task([PAIR])
+    logits = llama.logits(PAIR["clean"])[0]
+    assert task.score(llama)[0] == pytest.approx((logits[10] - logits[11]).item())
+    assert task.score(llama, metric="prob")[0] == pytest.approx(torch.softmax(logits, 0)[10].item())
+    with pytest.raises(ValueError, match="needs pairs"):
+        wb.Task([{"text": "w5"}]).score(llama)
+
+
+def test_every_bundled_task_fits_the_bundled_model(course):
+    for name in wb.Task.names():
+        task = wb.Task.load(name)
+        if task.kind == "pairs":
+            assert task.on(course).dropped.empty, name
+            by_split = {s: {r["entity"] + r["template"] for r in task if r.get("split") == s} for s in ("fit", "ood")}
+            assert not by_split["fit"] & by_split["ood"], name
+        else:
+            for text in task.column("text"):
+                course.ids(text)
