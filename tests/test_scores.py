@@ -54,14 +54,15 @@ def test_round_trip(scores, tmp_path):
 
 
 def test_layout_has_layers_by_positions_or_heads(scores, trained):
-    values, layers, columns, labels = layout(scores)
-    assert values.shape == (3, 7) and layers == [0, 1, 2] and columns == list(range(7))
-    assert values[1, 2] == scores["resid_pre.1@2"] and labels[2] == "· 2"
-    heads = wb.locate.causal.patch(trained, wb.Task(copying()), "z")
-    assert layout(heads)[0].shape == (3, 4)
+    place = layout(scores)
+    assert place["rows"] == ["0", "1", "2"] and len(place["columns"]) == 7 and place["columns"][3] == "· 3"
+    at = dict(zip(map(str, scores.components), zip(place["row"], place["column"])))
+    assert at["resid_pre.1@2"] == (1, 2)
+    heads = layout(wb.locate.causal.patch(trained, wb.Task(copying()), "z"))
+    assert (len(heads["rows"]), len(heads["columns"]), heads["across"]) == (3, 4, "head")
 
 
 def test_it_draws(scores, tmp_path):
     figure = scores.plot()
     figure.savefig(tmp_path / "grid.png")
-    assert scores.title in figure.axes[0].get_title(loc="left")
+    assert "clean" in figure.axes[0].get_title(loc="left")

@@ -159,3 +159,18 @@ def notebook(page, lab):
         return Notebook(page, address, name)
 
     return open_one
+
+
+def click_cell(canvas, row: int, column: int, **how) -> None:
+    """Click the cell in this row (0 is the bottom one) and column."""
+    canvas.scroll_into_view_if_needed()
+    g = json.loads(canvas.get_attribute("data-geometry"))
+    x = g["left"] + (column + 0.5) * g["cw"]
+    y = g["top"] + (g["rows"] - 1 - row + 0.5) * g["ch"]
+    canvas.click(position={"x": x, "y": y}, **how)
+
+
+@pytest.fixture
+def click():
+    """Clicks a cell of a grid by row (0 is the bottom one) and column."""
+    return click_cell

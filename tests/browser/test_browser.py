@@ -1,7 +1,6 @@
 """The first notebook in JupyterLab, in a real browser: click a cell of the grid, move the slider of the panel."""
 
 import ast
-import json
 from pathlib import Path
 
 import pytest
@@ -10,25 +9,14 @@ ROOT = Path(__file__).parents[2]
 NAME = "00_start_here.ipynb"
 
 
-def click(canvas, row: int, column: int, **how) -> None:
-    """Click the cell in this row (0 is the bottom one) and column."""
-    canvas.scroll_into_view_if_needed()
-    g = json.loads(canvas.get_attribute("data-geometry"))
-    x = g["left"] + (column + 0.5) * g["cw"]
-    y = g["top"] + (g["rows"] - 1 - row + 0.5) * g["ch"]
-    canvas.click(position={"x": x, "y": y}, **how)
-
-
 @pytest.fixture
 def opened(notebook):
-    if not (ROOT / "notebooks" / NAME).is_file():
-        pytest.skip(f"notebooks/{NAME} is not written yet.")
     opened = notebook(NAME, ROOT / "notebooks")
     opened.run_all()
     return opened
 
 
-def test_a_click_in_the_grid_and_a_step_of_the_slider_arrive_as_values(opened):
+def test_a_click_in_the_grid_and_a_step_of_the_slider_arrive_as_values(opened, click):
     page = opened.page
     table = ast.literal_eval(opened.run(
         "t = grid.value.frame; print([(c, int(l), int(p if i is None or i != i else i)) "

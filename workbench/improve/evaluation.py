@@ -11,22 +11,25 @@ import torch
 from workbench import measure
 from workbench.component import Component
 from workbench.intervention import Add, ProjectOut
+from workbench.model import Prompts
 from workbench.recipe import Recipe
 from workbench.report import Report
 from workbench.task import Task
 
 METRICS = ("accuracy", "logit_diff")
+STREAM = ("embed", "resid_pre", "resid_mid", "resid_post")
 
 
 def evaluate(model, recipe, target, guards=(), *, splits=("test", "ood"), draws: int = 5, seed: int = 0) -> Report:
     """Did this change help, what did it cost, and would a random change have done as much?
 
     Target and guards of pairs are measured by accuracy (the answer is the most probable token) and by logit difference
-    (the margin), guards of plain texts by loss (nats per token) and KL from the unchanged model. All differences are
+    (the margin), guards of plain texts by loss (nats per token) and KL from the unchanged model, on the last two thirds
+    of each text, the first third being the prompt. All differences are
     paired, with bootstrap intervals over entities (over prompts where no entity is named).
 
-    Controls: the same recipe with random directions of equal norm, and at random other components of the same kind.
-    Each is drawn `draws` times and the draw that moves the target furthest is reported, because the recipe, too, was
+    Controls: the same recipe with random directions of equal norm, and at random other places: other components of the
+    same kind, or for the stream, which every layer shares, other positions of the prompt. Each is drawn `draws` times and the draw that moves the target furthest is reported, because the recipe, too, was
     chosen.
 
     Args:
@@ -69,20 +72,26 @@ def _measure(model, task: Task, recipe: Recipe, before: dict | None = None) -> d
     """Metric -> values per row (per token for texts)."""
     if task.kind == "pairs":
         return {name: task.score(model, recipe, metric=name) for name in METRICS}
-    texts = [model.ids(text) for text in task.column("text")]
-    logits = model.logits(texts, recipe, positions="all")
-    loss = [-x[:-1].log_softmax(-1).gather(-1, ids[1:, None])[:, 0] for x, ids in zip(logits, texts, strict=True)]
-    found = {
-        "loss": torch.cat(loss).numpy(),
-        "logits": logits,
-        "text": np.repeat(range(len(texts)), [len(x) for x in loss]),
-    }
-    if before is not None:
-        pairs = [(a[:-1], b[:-1]) for a, b in zip(before["logits"], logits, strict=True)]
-        found["kl"] = torch.cat([measure.kl(a, b) for a, b in pairs]).numpy()
-        found["top token changed"] = torch.cat([(a.argmax(-1) != b.argmax(-1)).float() for a, b in pairs]).numpy()
-        found.pop("logits")
+    prompts = _cut_texts(model, task)
+    logits = [
+        x[n - 1 : -1] for x, n in zip(model.logits(prompts, recipe, positions="all"), prompts.lengths, strict=True)
+    ]
+    ahead = [ids[n:] for ids, n in zip(prompts.ids, prompts.lengths, strict=True)]
+    loss = [-x.log_softmax(-1).gather(-1, ids[:, None])[:, 0] for x, ids in zip(logits, ahead, strict=True)]
+    found = {"loss": torch.cat(loss).numpy(), "text": np.repeat(range(len(ahead)), [len(x) for x in ahead])}
+    if before is None:
+        return found | {"logits": logits}
+    pairs = list(zip(before["logits"], logits, strict=True))
+    found["kl"] = torch.cat([measure.kl(a, b) for a, b in pairs]).numpy()
+    found["top token changed"] = torch.cat([(a.argmax(-1) != b.argmax(-1)).float() for a, b in pairs]).numpy()
     return found
+
+
+def _cut_texts(model, task: Task) -> Prompts:
+    """Each text as a prompt (its first third) and a continuation, so that changes of the prompt's last token or of
+    generated tokens act as they would in use; what is measured is the continuation."""
+    ids = [model.ids(text) for text in task.column("text")]
+    return Prompts(ids, [max(1, len(one) // 3) for one in ids])
 
 
 def _compare(task: Task, before: dict, after: dict, seed: int) -> list[dict]:
@@ -134,9 +143,9 @@ def _against(each: pd.DataFrame, controls: list[str], seed: int) -> list[dict]:
 def _controls(model, recipe: Recipe, target: Task, splits, draws: int, seed: int) -> dict[str, Recipe]:
     """The best of `draws` random recipes of each kind, by what they do to the target."""
     rng = np.random.default_rng(seed)
-    found = {}
+    found, shortest = {}, min(map(len, target.on(model).clean))
     for label, make in (("random direction", _random_direction), ("random components", _random_components)):
-        made = [make(model, recipe, rng) for _ in range(draws)]
+        made = [make(model, recipe, rng, shortest) for _ in range(draws)]
         made = [one for one in made if one is not None]
         if made:
             part = _parts(target, splits)[0][1]
@@ -145,7 +154,7 @@ def _controls(model, recipe: Recipe, target: Task, splits, draws: int, seed: int
     return found
 
 
-def _random_direction(model, recipe: Recipe, rng) -> Recipe | None:
+def _random_direction(model, recipe: Recipe, rng, shortest: int) -> Recipe | None:
     """Every vector replaced by a random one of equal norm; None when the recipe has no vector."""
     made, changed = [], False
     for one in recipe:
@@ -158,19 +167,19 @@ def _random_direction(model, recipe: Recipe, rng) -> Recipe | None:
     return Recipe(tuple(made)) if changed else None
 
 
-def _random_components(model, recipe: Recipe, rng) -> Recipe | None:
-    """Every component replaced by a random other of its kind; None where there is no other."""
+def _random_components(model, recipe: Recipe, rng, shortest: int) -> Recipe | None:
+    """Every place replaced by a random other one of its kind; None where there is no other."""
     made, changed = [], False
     for one in recipe:
         places = []
         for at in one.at:
-            others = [] if at.is_family else model.names.expand([Component(at.kind, *_wild(at), at.position)])
+            if at.kind in STREAM:  # positions that every prompt of the target has, counted from the end
+                others = [at.at(p) for p in range(-shortest, 0)] if at.position is not None else []
+            else:
+                wild = ["*" if part is not None else None for part in (at.layer, at.index)]
+                others = [] if at.is_family else model.names.expand([Component(at.kind, *wild, at.position)])
             others = [other for other in others if other not in one.at and other not in places]
             changed |= bool(others)
             places.append(others[rng.integers(len(others))] if others else at)
         made.append(replace(one, at=tuple(places)))
     return Recipe(tuple(made)) if changed else None
-
-
-def _wild(at: Component) -> tuple:
-    return tuple("*" if part is not None else None for part in (at.layer, at.index))

@@ -188,10 +188,13 @@ def _resolve(component: Component, pairs: Pairs, i: int) -> list[int]:
 
 
 def _labels(model, pairs: Pairs, places: set, lengths: list[int]) -> dict:
-    """Token text for each position, '·' where the prompts disagree."""
+    """Token text for each position: 'tired/happy' where the sides differ, '·' where the prompts disagree."""
     labels = {}
     for place in places:
         if isinstance(place, int):
-            seen = {int(ids[place]) for side in (pairs.clean, pairs.corrupted) for ids in side}
-            labels[place] = model.token(seen.pop()) if len(seen) == 1 else "·"
+            sides = [{int(ids[place]) for ids in side} for side in (pairs.clean, pairs.corrupted)]
+            if all(len(seen) == 1 for seen in sides):
+                labels[place] = "/".join(dict.fromkeys(model.token(seen.pop()) for seen in sides))
+            else:
+                labels[place] = "·"
     return labels

@@ -14,15 +14,12 @@ from pathlib import Path
 import nnsight
 import torch
 
-from workbench.component import RANK, Component, components
-from workbench.intervention import Intervention
+from workbench.component import Component, components
 from workbench.model.names import Names, find_names
-from workbench.recipe import Recipe, flatten
+from workbench.model.plan import Edits, Prompts, check_recipe
 from workbench.task import DATA
 
 nnsight.register("workbench")  # so that traces can leave the machine (remote=)
-SAME_PLACE = {"resid_mid": "attn_out"}  # kinds that live in another kind's tensor
-TOKENS_PER_PASS = 8192
 LOCK = threading.RLock()  # nnsight runs one trace at a time
 
 
@@ -70,47 +67,6 @@ def load(name, *, tokenizer=None, bos: bool | None = None, dtype=torch.float32, 
         if bars:
             logging.enable_progress_bar()
     return Model(hf.to(device) if device else hf, tokenizer, bos=bos)
-
-
-class Prompts:
-    """Token ids of several prompts, left-padded, with what is needed to find a position again.
-
-    Attributes:
-        ids: list of 1-D LongTensors; lengths: how many of each are prompt (the rest counts as generated).
-        spans: for each prompt, span name -> list of positions.
-    """
-
-    def __init__(self, ids, lengths=None, spans=None):
-        self.ids = [torch.as_tensor(one, dtype=torch.long) for one in ids]
-        self.lengths = list(lengths) if lengths is not None else [len(one) for one in self.ids]
-        self.spans = spans or [{}] * len(self.ids)
-        self.width = max(map(len, self.ids))
-        self.pads = [self.width - len(one) for one in self.ids]
-
-    def chunks(self, budget: int = TOKENS_PER_PASS):
-        step = max(1, budget // self.width)
-        for start in range(0, len(self.ids), step):
-            part = slice(start, start + step)
-            yield Prompts(self.ids[part], self.lengths[part], self.spans[part])
-
-    def columns(self, component: Component, row: int) -> list[int]:
-        """The columns of one prompt that a component's position names (all prompt columns without one).
-
-        Raises:
-            ValueError: for a position out of range, or a span nobody named.
-        """
-        length, at = self.lengths[row], component.position
-        if at is None:
-            return list(range(self.pads[row], self.pads[row] + length))
-        if isinstance(at, str):
-            if at not in self.spans[row]:
-                known = f"Spans here: {', '.join(self.spans[row])}." if self.spans[row] else "Spans come with a task."
-                raise ValueError(f"{component}: there is no span {at!r}. {known} Or give a number, such as @-1.")
-            return [self.pads[row] + p for p in self.spans[row][at]]
-        if not -length <= at < length:
-            raise ValueError(f"{component}: position {at} is out of range; prompt {row} has {length} tokens "
-                             f"(0 to {length - 1}, or -1 to {-length}).")  # fmt: skip
-        return [self.pads[row] + at % length]
 
 
 class Model:
@@ -334,109 +290,3 @@ class Model:
             sample = tensor.flatten()[:: max(1, tensor.numel() // 64)].float().cpu()
             digest.update(name.encode() + sample.numpy().tobytes())
         return digest.hexdigest()[:16]
-
-
-class Edits:
-    """Interventions and reads laid out along one forward pass, for a batch of prompts.
-
-    Raises:
-        ValueError: before anything runs, for a component or position that is not there, or a recipe made for another
-            model.
-    """
-
-    def __init__(self, names: Names, interventions, prompts: Prompts, read=()):
-        self.names, self.prompts, self.read = names, prompts, list(read)
-        stops: dict[tuple[str, int | None], list] = {}
-        for one in flatten(interventions):
-            if one.does_nothing:
-                continue
-            for which, family in enumerate(one.at):
-                for component in names.expand([family]):
-                    columns = [prompts.columns(component, row) for row in range(len(prompts.ids))]
-                    stops.setdefault(_stop(component), []).append((component, one, which, columns))
-        for component in self.read:
-            names.validate(component)
-            stops.setdefault(_stop(component), [])
-        for kind, layer in list(stops):
-            if kind == "attn_out":  # resid_mid is resid_pre + attn_out
-                stops.setdefault(("resid_pre", layer), [])
-        self.stops = dict(sorted(stops.items(), key=lambda item: Component(*item[0])))
-
-    def visit(self, step: int = 0) -> dict[Component, torch.Tensor]:
-        """Inside a trace: read and change every site in forward order; returns what was asked to be read.
-
-        Args:
-            step: of a generation; 0 is the pass over the prompt.
-        """
-        found, pre = {}, None
-        for (kind, layer), edits in self.stops.items():
-            place = self.names.place(kind, layer, len(self.prompts.ids))
-            value = place.get()
-            for component, intervention, which, columns in sorted(edits, key=lambda e: RANK[e[0].kind]):
-                mask = self._mask(component, intervention, columns, value, step)
-                if mask is not None:
-                    value = self._changed(value, pre, component, intervention, which, mask)
-            if edits:
-                place.set(value)
-            if kind == "resid_pre":
-                pre = value
-            for component in self.read:
-                if _stop(component) == (kind, layer):
-                    found[component] = self._view(value, pre, component).clone()
-        return found
-
-    def visit_logits(self) -> torch.Tensor:
-        """Inside a trace: visit every site, then the logits [row, position, d_vocab]."""
-        self.visit()
-        return self.names.nn.output.logits.clone()
-
-    def _view(self, value, pre, component: Component) -> torch.Tensor:
-        if component.kind == "resid_mid":
-            return pre + value
-        if component.kind == "z":
-            width = self.names.d_head
-            return value[..., component.index * width : (component.index + 1) * width]
-        if component.kind == "neuron":
-            return value[..., component.index : component.index + 1]
-        return value
-
-    def _changed(self, value, pre, component, intervention: Intervention, which: int, mask) -> torch.Tensor:
-        x = self._view(value, pre, component)
-        new = torch.where(mask, intervention.change(x, which).to(x.dtype), x)
-        if component.kind == "resid_mid":
-            return torch.where(mask, new - pre, value)
-        if component.kind in ("z", "neuron"):
-            value = value.clone()
-            self._view(value, pre, component).copy_(new)
-            return value
-        return new
-
-    def _mask(self, component, intervention, columns, value, step) -> torch.Tensor | None:
-        """[row, column, 1], true where the intervention acts in this pass; None where it does not act at all."""
-        prompts, phase, width = self.prompts, intervention.phase, value.shape[1]
-        cached = step > 0 and width == 1
-        if cached:
-            return None if phase == "prompt" else torch.ones(1, 1, 1, dtype=torch.bool, device=value.device)
-        mask = torch.zeros(len(prompts.ids), width, 1, dtype=torch.bool)
-        for row, own in enumerate(columns):
-            if phase != "generation":
-                mask[row, own] = True
-            if phase != "prompt":
-                mask[row, prompts.pads[row] + prompts.lengths[row] :] = True
-        return mask.to(value.device) if mask.any() else None
-
-
-def _stop(component: Component) -> tuple[str, int | None]:
-    return SAME_PLACE.get(component.kind, component.kind), component.layer
-
-
-def check_recipe(model: Model, interventions) -> None:
-    """Was this recipe made for this model?
-
-    Raises:
-        ValueError: naming both fingerprints.
-    """
-    for one in interventions if isinstance(interventions, (list, tuple)) else [interventions]:
-        if isinstance(one, Recipe) and one.fingerprint and one.fingerprint != model.fingerprint:
-            raise ValueError(f"The recipe {one.name!r} was made for model {one.fingerprint}, this one is "
-                             f"{model.fingerprint}. To use it anyway: wb.Recipe(recipe.interventions).")  # fmt: skip

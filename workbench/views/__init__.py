@@ -1,0 +1,46 @@
+"""The values, with a mouse: a grid of scores to click, a panel to steer with, a report to read.
+
+The only folder that imports ipywidgets or anywidget. A view holds a value, and its controls call `model.logits` and
+`model.generate_ids`, nothing deeper; what a person does in one can be read back as that value, and as code.
+"""
+
+from __future__ import annotations
+
+from workbench.intervention import Intervention
+from workbench.recipe import Recipe
+from workbench.report import Report
+from workbench.scores import Scores
+
+__all__ = ["show"]
+
+
+def show(value, *args, **kwargs):
+    """What does this value look like, with a mouse?
+
+    Args:
+        value: Scores, for a grid to click (`.selected`); an Intervention or Recipe with a model and `prompt=`
+            (`task=`, `max_new_tokens=`), for a panel to steer with (`.value`, `.text`); a Report, for its picture.
+    Returns:
+        The view. It appears when it is the last line of a cell, or with `display(view)`.
+    Raises:
+        TypeError: for anything else.
+
+    Example:
+        >>> panel = wb.show(push, model, prompt="once upon a time")  # doctest: +SKIP
+    """
+    if isinstance(value, Scores):
+        from workbench.views.grid import Grid
+
+        return Grid(value, *args, **kwargs)
+    if isinstance(value, (Intervention, Recipe)):
+        from workbench.views.panel import Panel
+
+        return Panel(value, *args, **kwargs)
+    if isinstance(value, Report):
+        from workbench.views.report import ReportView
+
+        return ReportView(value, *args, **kwargs)
+    raise TypeError(
+        f"show() has no view for {type(value).__name__}. It takes Scores; an Intervention or Recipe, with a model and "
+        'prompt="..."; or a Report.'
+    )
