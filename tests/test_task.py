@@ -18,7 +18,7 @@ def test_three_kinds():
         wb.Task([{"prompt": "a"}])
     with pytest.raises(ValueError, match="at least one row"):
         wb.Task([])
-    with pytest.raises(ValueError, match="Row 1 .* needs a text in 'foil'"):
+    with pytest.raises(ValueError, match=r"Row 1 .* needs a text in 'foil'"):
         wb.Task([PAIR, PAIR | {"foil": None}])
     with pytest.raises(ValueError, match="split 'train' is unknown"):
         wb.Task([PAIR | {"split": "train"}])

@@ -51,7 +51,7 @@ def layout(scores) -> dict:
 def meaning(scores) -> str:
     """What the numbers are, for a colour bar."""
     share = {"denoising": "restored", "noising": "lost"}.get(scores.direction)
-    return f"share of {scores.metric} {share}" if share else f"score ({scores.metric})"
+    return f"share of {scores.metric} {share} ({scores.direction})" if share else f"score ({scores.metric})"
 
 
 def description(scores) -> dict:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import workbench as wb
-from workbench.views.grid import cells
+from workbench.plot import layout
 
 
 def chosen(grid):
@@ -95,7 +95,7 @@ def test_kinds_may_mix_and_cells_may_be_missing(make_scores):
 
 
 def test_heads_at_positions_have_a_column_each(make_scores):
-    found = cells(make_scores(["z.0.0@-1", "z.0.1@-1", "z.0.0@2"], [1, 2, 3]))
+    found = layout(make_scores(["z.0.0@-1", "z.0.1@-1", "z.0.0@2"], [1, 2, 3]))
     assert found["columns"] == ["0 @2", "0 @-1", "1 @-1"] and found["across"] == "head and position"
 
 
