@@ -14,11 +14,11 @@ from tiny import trained as train
 
 import workbench as wb
 
+torch.set_num_threads(1)  # two threads on a busy machine are many times slower
 CONFIG.APP.DEBUG = False  # nnsight turns it on when it sees pytest's -v
 
 
 def pytest_report_header():
-    torch.set_num_threads(1)
     return f"torch threads: {torch.get_num_threads()}"
 
 

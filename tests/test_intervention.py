@@ -37,6 +37,27 @@ def test_projecting_out_two_directions_that_are_not_orthogonal():
     assert (wb.ProjectOut("resid_post.1", two).change(X, 0) @ two.T).abs().max() < 1e-5
 
 
+def test_dependent_directions_take_out_only_their_span():
+    twice = torch.tensor([[1.0, 0, 0], [2.0, 0, 0]])
+    assert torch.allclose(wb.ProjectOut("resid_post.1", twice).change(X, 0)[..., 1:], X[..., 1:], atol=1e-6)
+
+
+def test_values_are_one_for_all_or_one_row_each():
+    three = ["z.0.0", "z.0.1", "z.0.2"]
+    assert torch.equal(wb.Mean(three, V).change(X, 2), V.expand(2, 5, 3))
+    with pytest.raises(ValueError, match="3 components but 2 values"):
+        wb.Mean(three, torch.ones(2, 3))
+    with pytest.raises(ValueError, match="got shape"):
+        wb.Mean(three, torch.ones(3, 1, 3))
+
+
+def test_a_value_does_not_change_with_the_tensor_it_was_made_from():
+    vector = torch.ones(3)
+    push = wb.Add("resid_post.1", vector)
+    vector.mul_(5)
+    assert push.vector.tolist() == [1, 1, 1]
+
+
 def test_nothing_is_changed_in_place():
     before = X.clone()
     for one in ALL:

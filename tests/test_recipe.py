@@ -59,5 +59,9 @@ def test_a_recipe_knows_its_model(llama, words):
     stamped = wb.Recipe([wb.Zero("z.1.1")]).for_model(llama)
     llama.logits(words(4), stamped)
     other = wb.Recipe(stamped.interventions, "made elsewhere", "0123")
-    with pytest.raises(ValueError, match="was made for model 0123"):
-        llama.logits(words(4), other)
+    for carrier in (other, [other], wb.Recipe([other]), wb.Recipe([A]) + other):
+        with pytest.raises(ValueError, match="was made for model 0123"):
+            llama.logits(words(4), carrier)
+    with pytest.raises(ValueError, match="different models"):
+        stamped + other
+    llama.logits(words(4), wb.Recipe(list(other)))

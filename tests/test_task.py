@@ -32,12 +32,13 @@ def test_splits_and_slices():
         task.split("test")
 
 
-def test_files_round_trip(tmp_path):
+def test_files_round_trip(tmp_path, llama):
     task = wb.Task(copying(3), "mine")
     assert wb.Task.load(task.save(tmp_path / "mine.jsonl")) == task
     task.frame.to_csv(tmp_path / "mine.csv", index=False)
-    assert len(wb.Task.load(tmp_path / "mine.csv")) == 3
-    assert len(wb.Task(pd.DataFrame(task.rows))) == 3
+    assert wb.Task.load(tmp_path / "mine.csv").on(llama).spans == task.on(llama).spans
+    uneven = pd.DataFrame([*task.rows, PAIR, PAIR | {"split": "ood"}])
+    assert len(wb.Task(uneven).on(llama).task) == 5
     with pytest.raises(ValueError, match=r"no task 'iol'\. Did you mean 'ioi'"):
         wb.Task.load("iol")
 

@@ -16,5 +16,7 @@ def test_right_wrong_and_missing(capsys, monkeypatch):
 def test_a_wrong_answer_raises_for_autograders():
     with pytest.raises(AssertionError, match="is not right"):
         teach.check("01.address", "z.3.2")
+    with pytest.raises(AssertionError):
+        teach.check("01.address", ...)
     with pytest.raises(KeyError, match="no exercise"):
         teach.check("99.nothing", 1)

@@ -43,7 +43,7 @@ class Intervention:
             )
         object.__setattr__(self, "phase", phase)
         for name in self.tensors:
-            tensor = torch.as_tensor(getattr(self, name)).detach()
+            tensor = torch.as_tensor(getattr(self, name)).detach().clone()
             if not torch.isfinite(tensor).all():
                 raise ValueError(f"{type(self).__name__}: {name} holds NaN or infinite numbers.")
             object.__setattr__(self, name, tensor if tensor.is_floating_point() else tensor.float())
@@ -120,11 +120,21 @@ class Replace(Intervention):
     values: torch.Tensor
     tensors: ClassVar[tuple[str, ...]] = ("values",)
 
-    def change(self, x: torch.Tensor, which: int) -> torch.Tensor:
-        several = self.values.dim() > 0 and len(self.at) > 1
-        if several and self.values.shape[0] != len(self.at):
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self._one_each and self.values.shape[0] != len(self.at):
             raise ValueError(f"{type(self).__name__}: {len(self.at)} components but {self.values.shape[0]} values.")
-        value = self.values[which] if several else self.values
+        if self.values.dim() > 2:
+            raise ValueError(f"{type(self).__name__} takes values [width] or [len(at), width]; got shape "
+                             f"{list(self.values.shape)}.")  # fmt: skip
+
+    @property
+    def _one_each(self) -> bool:
+        """One row of values per component; for neurons, whose values are numbers, one number."""
+        return self.values.dim() == 2 or (self.values.dim() == 1 and self.at[0].kind == "neuron")
+
+    def change(self, x: torch.Tensor, which: int) -> torch.Tensor:
+        value = self.values[which] if self._one_each else self.values
         return _fit(value, x, self.at[which]).expand_as(x).clone()
 
 
@@ -179,6 +189,8 @@ class Add(Intervention):
             raise ValueError(f"unit={self.unit!r} is unknown; choose 'raw' or 'norm' (units of the local norm).")
         if self.vector.dim() != 1:
             raise ValueError(f"Add takes one vector [width]; got shape {list(self.vector.shape)}.")
+        if self.unit == "norm" and not self.vector.norm() > 0:
+            raise ValueError("Add in units of the norm needs a direction; this vector is zero.")
 
     def change(self, x: torch.Tensor, which: int) -> torch.Tensor:
         vector = _fit(self.vector, x, self.at[which])
@@ -211,9 +223,11 @@ class ProjectOut(Intervention):
         super().__post_init__()
         if self.direction.dim() > 2 or not self.direction.norm() > 0:
             raise ValueError("ProjectOut takes a direction [width] or [k, width] that is not zero.")
+        left, size, _ = torch.linalg.svd(torch.atleast_2d(self.direction).double().T, full_matrices=False)
+        object.__setattr__(self, "_basis", left[:, size > 1e-6 * size[0]])
 
     def change(self, x: torch.Tensor, which: int) -> torch.Tensor:
-        basis = torch.linalg.qr(torch.atleast_2d(self.direction).double().T).Q.to(x)
+        basis = self._basis.to(x)
         _fit(basis[:, 0], x, self.at[which])
         return x - (x @ basis) @ basis.T
 

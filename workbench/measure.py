@@ -58,13 +58,9 @@ def _pick(values, ids):
 # resampling
 
 
-def bootstrap_weights(n: int, draws: int, seed: int, clusters=None) -> np.ndarray:
-    """Resampling with replacement as weights [draw, n] that sum to 1; whole clusters are drawn where given."""
-    rng = np.random.default_rng(seed)
-    groups = np.arange(n) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
-    k = groups.max() + 1
-    counts = rng.multinomial(k, np.full(k, 1 / k), size=draws)[:, groups].astype(float)
-    return counts / counts.sum(1, keepdims=True)
+def bootstrap_weights(n: int, draws: int, seed: int) -> np.ndarray:
+    """Resampling n things with replacement, as weights [draw, n] that sum to 1."""
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws) / n
 
 
 def mean_interval(values, clusters=None, level: float = 0.95, draws: int = 2000, seed: int = 0):
@@ -79,9 +75,14 @@ def mean_interval(values, clusters=None, level: float = 0.95, draws: int = 2000,
     """
     values = np.asarray(values, float)
     mean = values.mean(0)
-    if len(values) < 2 or (clusters is not None and len(set(clusters)) < 2):
+    groups = np.arange(len(values)) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
+    k = groups.max() + 1
+    if k < 2:
         return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    drawn = np.tensordot(bootstrap_weights(len(values), draws, seed, clusters), values, 1)
+    sums, counts = np.zeros((k, *values.shape[1:])), np.bincount(groups, minlength=k)
+    np.add.at(sums, groups, values)
+    weights = bootstrap_weights(k, draws, seed)
+    drawn = np.tensordot(weights, sums, 1) / (weights @ counts).reshape(-1, *[1] * (values.ndim - 1))
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return mean, low, high
 

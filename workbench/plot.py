@@ -138,7 +138,7 @@ def forest(report):
             own = row.arm == "recipe"
             colour = (BLUE if role == "target" else INK) if own else GREY
             spread = np.array([[row.change - row.ci_lo], [row.ci_hi - row.change]])
-            ax.errorbar(row.change, y, xerr=np.nan_to_num(spread), fmt="o" if own else marks[row.arm], color=colour,
+            ax.errorbar(row.change, y, xerr=np.nan_to_num(spread).clip(min=0), fmt="o" if own else marks[row.arm], color=colour,
                         markersize=5 if own else 4, capsize=2.5, linewidth=1.4)  # fmt: skip
             y -= 1
         y -= 0.8

@@ -34,6 +34,11 @@ class Recipe:
     notes: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        made_for = {self.fingerprint, *_fingerprints(self.interventions)} - {""}
+        if len(made_for) > 1:
+            raise ValueError(f"These recipes were made for different models: {', '.join(sorted(made_for))}.")
+        object.__setattr__(self, "fingerprint", "".join(made_for))
+        object.__setattr__(self, "notes", dict(self.notes))
         flat = flatten(self.interventions)
         object.__setattr__(self, "interventions", tuple(sorted(flat, key=lambda one: min(_site(c) for c in one.at))))
 
@@ -46,7 +51,7 @@ class Recipe:
     def __add__(self, other: Intervention | Recipe) -> Recipe:
         if not isinstance(other, (Intervention, Recipe)):
             return NotImplemented
-        return replace(self, interventions=(*self.interventions, *flatten([other])))
+        return replace(self, interventions=(*self.interventions, other))
 
     def __radd__(self, other: Intervention) -> Recipe:
         return replace(self, interventions=(other, *self.interventions))
@@ -122,6 +127,15 @@ def flatten(interventions) -> tuple[Intervention, ...]:
         else:
             raise TypeError(f"{one!r} is no intervention. Build one, for example wb.Zero('z.4.2').")
     return tuple(flat)
+
+
+def _fingerprints(interventions) -> set[str]:
+    """Of all recipes nested in it."""
+    if isinstance(interventions, Recipe):
+        return {interventions.fingerprint}
+    if isinstance(interventions, (list, tuple)):
+        return set().union(*map(_fingerprints, interventions))
+    return set()
 
 
 def _site(component: Component) -> Component:

@@ -78,7 +78,8 @@ class Scores:
 
     def above_null(self) -> list[Component]:
         """The components whose |score| exceeds what the null reaches, strongest first."""
-        return [one for one in self.top(len(self.components)) if abs(self[one]) > self.null_p95[self._index(one)]]
+        clear = {one for i, one in enumerate(self.components) if abs(self.values[i]) > self.null_p95[i]}
+        return [one for one in self.top(len(self.components)) if one in clear]
 
     def __getitem__(self, component) -> float:
         return float(self.values[self._index(component)])

@@ -10,6 +10,7 @@ Optional columns: `spans` (name -> [start, end] characters of `clean`, or a subs
 
 from __future__ import annotations
 
+import ast
 import difflib
 import json
 import re
@@ -42,7 +43,7 @@ class Task:
         rows = self.rows
         if hasattr(rows, "to_dict") and hasattr(rows, "columns"):
             rows = rows.to_dict("records")
-        rows = tuple(dict(row) for row in rows)
+        rows = tuple({k: v for k, v in row.items() if not _empty(v)} for row in rows)
         if not rows:
             raise ValueError("A task needs at least one row.")
         object.__setattr__(self, "rows", rows)
@@ -60,7 +61,7 @@ class Task:
     @property
     def kind(self) -> str:
         """ "pairs", "labelled" or "plain"."""
-        columns = set(self.rows[0])
+        columns = {column for row in self.rows for column in row}
         if "clean" in columns:
             return "pairs"
         if "text" in columns:
@@ -91,7 +92,7 @@ class Task:
         if path.suffix == ".csv":
             import pandas as pd
 
-            return cls(pd.read_csv(path, keep_default_na=False), path.stem)
+            return cls(pd.read_csv(path, keep_default_na=False, dtype=str), path.stem)
         text = path.read_text(encoding="utf-8")
         rows = json.loads(text) if path.suffix == ".json" else [json.loads(s) for s in text.splitlines() if s.strip()]
         return cls(rows, path.stem)
@@ -129,7 +130,7 @@ class Task:
         return len(self.rows)
 
     def __iter__(self):
-        return iter(self.rows)
+        return iter([dict(row) for row in self.rows])
 
     def __getitem__(self, index) -> Task:
         rows = self.rows[index]
@@ -203,6 +204,11 @@ class Pairs:
     dropped: object
 
 
+def _empty(value) -> bool:
+    """Nothing in this column: None, an empty text, or the NaN that tables put there."""
+    return value is None or value == "" or (isinstance(value, float) and value != value)
+
+
 def _compile(row: dict, model) -> tuple:
     clean, corrupted = model.ids(row["clean"]), model.ids(row["corrupted"])
     if len(clean) != len(corrupted):
@@ -218,7 +224,10 @@ def _compile(row: dict, model) -> tuple:
 def _answer(prompt: str, answer: str, ids: torch.Tensor, model) -> int:
     """The one token that `answer` adds to the prompt, after a space unless it brings its own."""
     for text in [answer] if answer[0].isspace() else [f" {answer}", answer]:
-        whole = model.ids(prompt + text)
+        try:
+            whole = model.ids(prompt + text)
+        except ValueError:  # a word the tokenizer does not know
+            continue
         if len(whole) == len(ids) + 1 and torch.equal(whole[:-1], ids):
             return int(whole[-1])
     cut = model.tokens(f"{prompt} {answer.strip()}")[len(ids) :]
@@ -229,7 +238,7 @@ def _spans(row: dict, ids: torch.Tensor, model) -> dict[str, list[int]]:
     spans = row.get("spans") or {}
     if not spans:
         return {}
-    spans = json.loads(spans) if isinstance(spans, str) else spans
+    spans = ast.literal_eval(spans) if isinstance(spans, str) else spans  # from a CSV file
     text, found = row["clean"], {}
     offsets = model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
     shift = len(ids) - len(offsets)

@@ -43,21 +43,21 @@ def check(exercise: str, answer, *given) -> bool:
         exercise: its name, as the notebook gives it, for example "00.carrier".
         given: the live values that the exercise is about.
     Returns:
-        Whether it is right. With the environment variable WORKBENCH_STRICT=1 a wrong answer raises, for autograders.
+        Whether it is right. With the environment variable WORKBENCH_STRICT=1 a wrong or missing answer raises, for autograders.
     Raises:
         KeyError: for an unknown exercise.
     """
     if exercise not in CHECKS:
         raise KeyError(f"There is no exercise {exercise!r}. Exercises: {', '.join(CHECKS)}.")
     test, praise, hint = CHECKS[exercise]
-    if answer is None or answer is ...:
-        print(f"{exercise}: no answer yet. Hint: {hint}")
-        return False
+    missing = answer is None or answer is ...
     try:
-        right = bool(test(answer, *given))
+        right = not missing and bool(test(answer, *given))
     except (ValueError, TypeError, KeyError) as error:
         right, hint = False, f"{error} {hint}"
-    print(f"{exercise}: {'right. ' + praise if right else 'not yet. Hint: ' + hint}")
+    print(
+        f"{exercise}: {'right. ' + praise if right else ('no answer yet' if missing else 'not yet') + '. Hint: ' + hint}"
+    )
     if not right and os.environ.get("WORKBENCH_STRICT") == "1":
         raise AssertionError(f"{exercise}: {answer!r} is not right. {hint}")
     return right

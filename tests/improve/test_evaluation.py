@@ -41,7 +41,7 @@ def test_the_target_moves_and_the_controls_do_not(report):
 def test_guards_and_background(report):
     assert report.row("kept", "all")["change"] == 0
     kl, loss = report.row("texts", "all", "kl"), report.row("texts", "all", "loss")
-    assert kl["after"] > 0 and kl["p99"] >= kl["p95"] and loss["n"] == 6 * 6
+    assert kl["after"] > 0 and kl["p99"] >= kl["p95"] and loss["n"] == 6 * 5  # 7 words, the first 2 are the prompt
 
 
 def test_doing_nothing_changes_nothing(trained, target, guards):
@@ -59,7 +59,7 @@ def test_intervals_follow_from_the_examples(report):
     drawn = rng.choice(change, (4000, len(change))).mean(1)
     row = report.row(metric="logit_diff")
     assert row["change"] == pytest.approx(change.mean())
-    assert [row["ci_lo"], row["ci_hi"]] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.15 * change.std())
+    assert [row["ci_lo"], row["ci_hi"]] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=float(0.15 * change.std()))
 
 
 def test_repeatable(trained, target, guards, report):
@@ -76,6 +76,17 @@ def test_saving_and_drawing(report, tmp_path):
         wb.Report.load(tmp_path)
     with pytest.raises(KeyError, match="No line for task 'nope'"):
         report.row("nope")
+
+
+def test_rows_that_do_not_fit_are_left_out(trained, target):
+    bad = dict(target.rows[-1], answer="w60 w61")
+    small = wb.improve.evaluate(trained, wb.Zero("z.0.0"), wb.Task([*target.rows, bad], "flip"), draws=1)
+    assert small.row()["n"] == 12
+
+
+def test_a_recipe_that_cannot_act_on_a_guard_is_refused_first(trained, target, guards):
+    with pytest.raises(ValueError, match=r"does not fit task 'kept' .*no span 'cause'"):
+        wb.improve.evaluate(trained, wb.Zero("z.0.0@cause"), target, guards)
 
 
 def test_the_target_must_be_pairs(trained, guards):

@@ -35,8 +35,7 @@ def test_the_cause_is_found_where_it_was_put(trained):
     assert scores["resid_pre.0@2"] == pytest.approx(1, abs=1e-5)
     assert scores.clean > 3 and scores.corrupted < -3
     assert set(scores.above_null()) <= {one for one in scores.components if one.position in range(2, 7)}
-    assert scores["resid_pre.0@cause"] if "resid_pre.0@cause" in map(str, scores.components) else True
-    assert scores.labels[2] == "·" and scores.n == 12
+    assert scores.labels[2] == "w4/w5" and scores.labels[3] == "·" and scores.n == 12
 
 
 def test_spans_name_positions(trained):
@@ -79,6 +78,6 @@ def test_bad_places(trained, at, said):
 
 def test_bad_arguments(trained):
     for settings, said in [({"direction": "up"}, "denoising"), ({"metric": "diff"}, "metric='diff'"),
-                           ({"positions": "some"}, "positions='some'")]:  # fmt: skip
+                           ({"positions": "some"}, "positions='some'"), ({"positions": []}, r"positions=\[\]")]:  # fmt: skip
         with pytest.raises(ValueError, match=said):
             patch(trained, task(3), "resid_pre", **settings)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import build, tokenizer
+from tiny import build, copying, tokenizer
 
 import workbench as wb
 from workbench.component import Component
@@ -53,7 +53,7 @@ def test_sizes_and_ranges(llama):
     assert (names.n_layers, names.n_heads, names.d_head, names.d_model, names.d_mlp) == (3, 4, 8, 32, 48)
     assert len(names.expand([Component.parse("z")])) == 12
     for text, said in [("z.3.0", "layers 0 to 2"), ("z.0.4", "heads 0 to 3"), ("neuron.0.48", "neurons 0 to 47"),
-                       ("q.0.1", "not offered in this version")]:  # fmt: skip
+                       ("q.0.1", "not offered in this version"), ("logits", "not offered")]:  # fmt: skip
         with pytest.raises(ValueError, match=said):
             names.validate(Component.parse(text))
 
@@ -75,4 +75,6 @@ def test_a_broken_identity_takes_the_parts_out_but_not_the_stream(words):
     assert {"attn_out", "mlp_out", "resid_mid"} <= set(model.names.refused)
     with pytest.raises(ValueError, match="does not give resid_post here"):
         model.activations(words(4), "attn_out.0")
+    with pytest.raises(ValueError, match=r"z\.0\.0 cannot be patched here"):
+        wb.locate.causal.patch(model, wb.Task(copying(3)), "z.0.0")
     model.activations(words(4), "resid_post.0")

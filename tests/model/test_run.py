@@ -62,10 +62,12 @@ def test_what_is_written_is_what_is_read(tiny, words):
 
 def test_two_interventions_on_one_tensor_follow_each_other(llama, words):
     vector = torch.ones(32)
-    both = [wb.Add("resid_post.0", vector), wb.Scale("resid_pre.1", 2.0)]  # one tensor, two names
     plain = llama.activations(words(4), "resid_post.0")
-    seen = llama.activations(words(4), "resid_pre.1", *both)
-    assert torch.allclose(seen, (plain + vector) * 2, atol=1e-5)
+    for first, second in (("resid_post.0", "resid_pre.1"), ("resid_pre.1", "resid_post.0")):  # one tensor, two names
+        for order, expected in ((1, (plain + vector) * 2), (-1, plain * 2 + vector)):
+            both = [wb.Add(first, vector), wb.Scale(second, 2.0)][::order]
+            for where in (first, second):
+                assert torch.allclose(llama.activations(words(4), where, wb.Recipe(both)), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("settings", [{}, {"use_cache": False}, {"do_sample": True, "temperature": 0.7}], ids=str)
@@ -94,7 +96,7 @@ def test_generation_stops_at_the_end_and_leaves_the_model_usable(llama, words):
     prompt = words(5)[0]
     first = llama.generate_ids(prompt, max_new_tokens=4)[0]
     short = llama.generate_ids(prompt, max_new_tokens=10, eos_token_id=int(first[1]))[0]
-    assert short.tolist()[:1] == first.tolist()[:1] and len(short) <= 10
+    assert short.tolist() == first.tolist()[:1]
     assert torch.equal(llama.generate_ids(prompt, max_new_tokens=4)[0], first)
 
 
@@ -125,6 +127,10 @@ def test_bad_prompts_get_a_sentence(llama):
         llama.logits("")
     with pytest.raises(ValueError, match="differ in length"):
         llama.activations(["w5", "w5 w6"], "resid_post.0")
+    with pytest.raises(ValueError, match="'last' or 'all'"):
+        llama.logits("w5", positions="first")
+    with pytest.raises(ValueError, match="one text per prompt"):
+        llama.generate("w5", num_beams=2)
     with pytest.raises(TypeError, match="A prompt is a string"):
         llama.ids(5)
 
@@ -152,6 +158,21 @@ def test_loading_by_a_wrong_name_suggests_the_right_one():
 def test_fingerprints_tell_models_apart():
     one, same, other = (wb.load(build("llama", seed), tokenizer=tokenizer()) for seed in (0, 0, 1))
     assert one.fingerprint == same.fingerprint != other.fingerprint
+
+
+def test_half_precision_offers_the_same_parts(words):
+    model = wb.load(build("llama").to(torch.bfloat16), tokenizer=tokenizer())
+    assert "attn_out" not in model.names.refused and "resid_mid" not in model.names.refused
+    assert model.fingerprint == wb.load(build("llama"), tokenizer=tokenizer()).fingerprint
+    assert torch.isfinite(model.logits(words(5), *edits(model))).all()
+
+
+def test_the_bundled_model_speaks_its_chat_template(course):
+    assert course.chat("where is oslo ?") == "user : where is oslo ? assistant :"
+    assert (
+        course.chat("where is oslo ?", "be cheerful .") == "system : be cheerful . user : where is oslo ? assistant :"
+    )
+    assert "oslo" in course.generate(course.chat("where is oslo ?"))
 
 
 def test_the_bundled_model_is_found_and_offline(course):

@@ -62,10 +62,12 @@ def test_ablation_equals_orthogonalized_weights(llama, words):
     assert torch.allclose(baked.logits(words(6)), llama.logits(words(6), off), atol=1e-4)
 
 
-def test_refusals(llama):
+def test_refusals(llama, word_pairs):
     with pytest.raises(ValueError, match="two labels"):
         difference_of_means(llama, wb.Task([{"text": "w5"}]), "resid_post.1@-1")
     with pytest.raises(ValueError, match="two labels"):
         difference_of_means(llama, labelled(), "resid_post.1@-1", positive="maybe")
+    with pytest.raises(ValueError, match=r"do not differ at resid_post\.1@0"):
+        difference_of_means(llama, word_pairs, "resid_post.1@0")
     with pytest.raises(ValueError, match="family"):
         difference_of_means(llama, labelled(), "resid_post@-1")

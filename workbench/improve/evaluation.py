@@ -10,8 +10,9 @@ import torch
 
 from workbench import measure
 from workbench.component import Component
-from workbench.intervention import Add, ProjectOut
+from workbench.intervention import Add, ProjectOut, Replace
 from workbench.model import Prompts
+from workbench.model.plan import Edits
 from workbench.recipe import Recipe
 from workbench.report import Report
 from workbench.task import Task
@@ -20,7 +21,7 @@ METRICS = ("accuracy", "logit_diff")
 STREAM = ("embed", "resid_pre", "resid_mid", "resid_post")
 
 
-def evaluate(model, recipe, target, guards=(), *, splits=("test", "ood"), draws: int = 5, seed: int = 0) -> Report:
+def evaluate(model, recipe, target, guards=(), *, splits=("test", "ood"), draws: int = 10, seed: int = 0) -> Report:
     """Did this change help, what did it cost, and would a random change have done as much?
 
     Target and guards of pairs are measured by accuracy (the answer is the most probable token) and by logit difference
@@ -29,8 +30,8 @@ def evaluate(model, recipe, target, guards=(), *, splits=("test", "ood"), draws:
     paired, with bootstrap intervals over entities (over prompts where no entity is named).
 
     Controls: the same recipe with random directions of equal norm, and at random other places: other components of the
-    same kind, or for the stream, which every layer shares, other positions of the prompt. Each is drawn `draws` times and the draw that moves the target furthest is reported, because the recipe, too, was
-    chosen.
+    same kind, or for the stream, which every layer shares, other positions of the prompt. Each is drawn `draws` times, and the draw with the largest mean logit difference on the target's first split is
+    reported, because the recipe, too, was chosen.
 
     Args:
         recipe: an intervention or a recipe.
@@ -45,66 +46,81 @@ def evaluate(model, recipe, target, guards=(), *, splits=("test", "ood"), draws:
     target, *guards = (one if isinstance(one, Task) else Task.load(one) for one in (target, *guards))
     if target.kind != "pairs":
         raise ValueError(f"The target must be a task of pairs; {target!r} holds {target.kind} texts.")
-    arms = {"recipe": recipe, **_controls(model, recipe, target, splits, draws, seed)}
+    parts = {task.name: _parts(model, task, splits) for task in (target, *guards)}
+    for task, split, part in ((task, *one) for task, found in parts.items() for one in found):
+        try:
+            Edits(model.names, recipe, _prompts(model, part))
+        except ValueError as error:
+            raise ValueError(f"The recipe does not fit task {task!r} ({split}): {error}") from None
+    shortest = min(min(_prompts(model, part).lengths) for found in parts.values() for _, part in found)
+    arms = {"recipe": recipe, **_controls(model, recipe, parts[target.name][0][1], shortest, draws, seed)}
     rows, examples = [], []
     for task in (target, *guards):
-        role = "target" if task is target else "guard"
-        for split, part in _parts(task, splits):
-            before = _measure(model, part, Recipe(()))
+        for split, part in parts[task.name]:
             for arm, changed in arms.items():
-                after = _measure(model, part, changed, before)
-                one = _compare(part, before, after, seed)
-                place = {"arm": arm, "role": role, "task": task.name, "split": split}
-                rows += [place | row for row in one]
-                examples.append(_examples(part, before, after).assign(**place))
+                before, after = (_measure_pairs if part.kind == "pairs" else _measure_texts)(model, part, changed)
+                place = {"arm": arm, "role": "target" if task is target else "guard", "task": task.name, "split": split}
+                rows += [place | row for row in _compare(part, before, after, seed)]
+                if part.kind == "pairs":
+                    examples.append(_examples(part, before, after).assign(**place))
     table, each = pd.DataFrame(rows), pd.concat(examples, ignore_index=True)
     against = pd.DataFrame(_against(each, [arm for arm in arms if arm != "recipe"], seed))
     return Report(recipe.name or "recipe", table, against, each, {"seed": seed, "draws": draws})
 
 
-def _parts(task: Task, splits) -> list[tuple[str, Task]]:
+def _parts(model, task: Task, splits) -> list[tuple[str, Task]]:
+    """The splits that are there, with the rows that fit the model."""
     have = set(task.column("split"))
-    found = [(name, task.split(name)) for name in splits if name in have]
-    return found or [("all", task)]
+    found = [(name, task.split(name)) for name in splits if name in have] or [("all", task)]
+    return [(name, part.on(model).task if part.kind == "pairs" else part) for name, part in found]
 
 
-def _measure(model, task: Task, recipe: Recipe, before: dict | None = None) -> dict[str, np.ndarray]:
-    """Metric -> values per row (per token for texts)."""
+def _prompts(model, task: Task) -> Prompts:
+    """The clean prompts of pairs; each text as a prompt (its first third) and a continuation, so that changes of the
+    prompt's last token or of generated tokens act as they would in use; what is measured is the continuation."""
     if task.kind == "pairs":
-        return {name: task.score(model, recipe, metric=name) for name in METRICS}
-    prompts = _cut_texts(model, task)
-    logits = [
-        x[n - 1 : -1] for x, n in zip(model.logits(prompts, recipe, positions="all"), prompts.lengths, strict=True)
-    ]
-    ahead = [ids[n:] for ids, n in zip(prompts.ids, prompts.lengths, strict=True)]
-    loss = [-x.log_softmax(-1).gather(-1, ids[:, None])[:, 0] for x, ids in zip(logits, ahead, strict=True)]
-    found = {"loss": torch.cat(loss).numpy(), "text": np.repeat(range(len(ahead)), [len(x) for x in ahead])}
-    if before is None:
-        return found | {"logits": logits}
-    pairs = list(zip(before["logits"], logits, strict=True))
-    found["kl"] = torch.cat([measure.kl(a, b) for a, b in pairs]).numpy()
-    found["top token changed"] = torch.cat([(a.argmax(-1) != b.argmax(-1)).float() for a, b in pairs]).numpy()
-    return found
-
-
-def _cut_texts(model, task: Task) -> Prompts:
-    """Each text as a prompt (its first third) and a continuation, so that changes of the prompt's last token or of
-    generated tokens act as they would in use; what is measured is the continuation."""
+        pairs = task.on(model)
+        return Prompts(pairs.clean, spans=pairs.spans)
     ids = [model.ids(text) for text in task.column("text")]
     return Prompts(ids, [max(1, len(one) // 3) for one in ids])
 
 
+def _measure_pairs(model, task: Task, recipe: Recipe) -> tuple[dict, dict]:
+    """Metric -> values per row, before and after."""
+    pairs, prompts = task.on(model), _prompts(model, task)
+    logits = [model.logits(prompts, *given) for given in ([], [recipe])]
+    return tuple({name: measure.metric(name)(x, pairs.answer, pairs.foil).numpy() for name in METRICS} for x in logits)
+
+
+def _measure_texts(model, task: Task, recipe: Recipe) -> tuple[dict, dict]:
+    """Metric -> values per token of the continuations, before and after; "text" says which text a token is of."""
+    before, after, done = [], [], 0
+    for part in _prompts(model, task).chunks():
+        sides = [model.logits(part, *given, positions="all") for given in ([], [recipe])]
+        for i, (ids, length) in enumerate(zip(part.ids, part.lengths, strict=True)):
+            old, new = (side[i][length - 1 : -1] for side in sides)
+            ahead = ids[length:, None]
+            loss = [-x.log_softmax(-1).gather(-1, ahead)[:, 0] for x in (old, new)]
+            zero, text = torch.zeros_like(loss[0]), torch.full_like(loss[0], done + i)
+            before.append(torch.stack([loss[0], zero, zero, text]))
+            changed = (old.argmax(-1) != new.argmax(-1)).float()
+            after.append(torch.stack([loss[1], measure.kl(old, new), changed, text]))
+        done += len(part.ids)
+    names = ("loss", "kl", "top token changed", "text")
+    return tuple(dict(zip(names, torch.cat(side, 1).numpy(), strict=True)) for side in (before, after))
+
+
 def _compare(task: Task, before: dict, after: dict, seed: int) -> list[dict]:
-    rows = []
-    for name in [name for name in after if name not in ("logits", "text")]:
-        old = before.get(name, np.zeros_like(after[name]))
-        groups = after["text"] if "text" in after else _clusters(task)
-        change, low, high = measure.mean_interval(after[name] - old, groups, seed=seed)
-        row = {"metric": name, "before": old.mean(), "after": after[name].mean(), "change": change, "ci_lo": low,
-               "ci_hi": high, "n": len(old)}  # fmt: skip
+    groups, rows = after["text"] if "text" in after else _clusters(task), []
+    for name, new in after.items():
+        if name == "text":
+            continue
+        old = before[name]
+        change, low, high = measure.mean_interval(new - old, groups, seed=seed)
+        row = {"metric": name, "before": old.mean(), "after": new.mean(), "change": change, "ci_lo": low, "ci_hi": high}
         if name == "kl":
-            row |= {"p95": np.quantile(after[name], 0.95), "p99": np.quantile(after[name], 0.99)}
-        rows.append(row)
+            row |= {"p95": np.quantile(new, 0.95), "p99": np.quantile(new, 0.99)}
+        rows.append(row | {"n": len(new)})
     return rows
 
 
@@ -114,8 +130,6 @@ def _clusters(task: Task) -> list | None:
 
 
 def _examples(task: Task, before: dict, after: dict) -> pd.DataFrame:
-    if task.kind != "pairs":
-        return pd.DataFrame()
     frames = [pd.DataFrame({"row": range(len(task)), "prompt": task.column("clean"), "entity": task.column("entity"),
                             "template": task.column("template"), "metric": name, "before": before[name],
                             "after": after[name]}) for name in METRICS]  # fmt: skip
@@ -140,16 +154,15 @@ def _against(each: pd.DataFrame, controls: list[str], seed: int) -> list[dict]:
 # controls
 
 
-def _controls(model, recipe: Recipe, target: Task, splits, draws: int, seed: int) -> dict[str, Recipe]:
+def _controls(model, recipe: Recipe, target: Task, shortest: int, draws: int, seed: int) -> dict[str, Recipe]:
     """The best of `draws` random recipes of each kind, by what they do to the target."""
     rng = np.random.default_rng(seed)
-    found, shortest = {}, min(map(len, target.on(model).clean))
+    found = {}
     for label, make in (("random direction", _random_direction), ("random components", _random_components)):
         made = [make(model, recipe, rng, shortest) for _ in range(draws)]
         made = [one for one in made if one is not None]
         if made:
-            part = _parts(target, splits)[0][1]
-            best = max(made, key=lambda one: part.score(model, one).mean())
+            best = max(made, key=lambda one: target.score(model, one).mean())
             found[f"{label} (best of {len(made)})"] = best
     return found
 
@@ -173,7 +186,9 @@ def _random_components(model, recipe: Recipe, rng, shortest: int) -> Recipe | No
     for one in recipe:
         places = []
         for at in one.at:
-            if at.kind in STREAM:  # positions that every prompt of the target has, counted from the end
+            if isinstance(one, Replace):  # its values belong to this place
+                others = []
+            elif at.kind in STREAM:  # positions that every prompt has, counted from the end
                 others = [at.at(p) for p in range(-shortest, 0)] if at.position is not None else []
             else:
                 wild = ["*" if part is not None else None for part in (at.layer, at.index)]

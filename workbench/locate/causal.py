@@ -9,6 +9,7 @@ import torch
 
 from workbench import measure
 from workbench.component import KINDS, Component, components
+from workbench.model.plan import TOKENS_PER_PASS
 from workbench.model.sweep import Cell, bar, capture, sweep
 from workbench.scores import Scores
 from workbench.task import Pairs, Task
@@ -27,7 +28,7 @@ def patch(model, task: Task, at, *, positions=None, direction: str = "denoising"
     m_corrupted) for noising: 0 changes nothing, 1 moves the metric all the way.
 
     The null takes the same component from another pair's prompt of the side that is being run (a corrupted one, for
-    denoising): it disturbs as much, but does not carry what is being traced. `null_p95` is what |score| reaches under
+    denoising; one with another word at the cause, where there is one): it disturbs, but does not carry what is traced. `null_p95` is what |score| reaches under
     it in 95 % of resamplings.
 
     Args:
@@ -53,7 +54,7 @@ def patch(model, task: Task, at, *, positions=None, direction: str = "denoising"
     cells, labels = _cells(model, pairs, at, positions)
     clean, corrupted = np.zeros(len(pairs.clean)), np.zeros(len(pairs.clean))
     patched, shuffled = (np.zeros((len(cells), len(pairs.clean))) for _ in range(2))
-    cost, partners = 0.0, _partners(pairs, seed)
+    cost, partners = 0.0, _partners(pairs, pairs.corrupted if direction == "denoising" else pairs.clean, seed)
     with bar(len(cells) * len(pairs.clean) * (1 + null), progress) as show:
         for group in _groups(pairs):
             answer, foil = pairs.answer[group], pairs.foil[group]
@@ -73,7 +74,7 @@ def patch(model, task: Task, at, *, positions=None, direction: str = "denoising"
             patched[:, group] = values.numpy()
             cost += (2 + spent) * half
             if null and half > 1:
-                donors = torch.tensor([group.index(partners[i]) if partners[i] in group else -1 for i in group])
+                donors = torch.tensor([group.index(partners[i]) for i in group])
                 values, spent = sweep(model, base, base, donors, mine, read, show.update)
                 shuffled[:, group] = values.numpy()
                 cost += spent * half
@@ -115,50 +116,54 @@ def _name(metric) -> str:
 
 
 def _groups(pairs: Pairs) -> list[list[int]]:
-    """Prompts of equal length share a batch."""
+    """Prompts of equal length share a batch, up to what one pass should hold."""
     lengths: dict[int, list[int]] = {}
     for i, ids in enumerate(pairs.clean):
         lengths.setdefault(len(ids), []).append(i)
-    return list(lengths.values())
+    groups = []
+    for length, group in lengths.items():
+        pieces = -(-len(group) * 2 * length // TOKENS_PER_PASS)
+        groups += [part.tolist() for part in np.array_split(group, pieces)]
+    return groups
 
 
-def _partners(pairs: Pairs, seed: int) -> list[int | None]:
-    """For each pair another pair of equal length, of the same template where it can be."""
+def _partners(pairs: Pairs, base: list, seed: int) -> list[int | None]:
+    """For each pair another of its batch: of the same template, and with another word at the cause, where it can be."""
     rng = np.random.default_rng(seed)
-    partners: list[int | None] = [None] * len(pairs.clean)
+    partners: list[int | None] = [None] * len(base)
+    templates = pairs.task.column("template")
     for group in _groups(pairs):
-        templates: dict = {}
         for i in group:
-            templates.setdefault(pairs.task.rows[i].get("template"), []).append(i)
-        for own in templates.values():
-            pool = own if len(own) > 1 else group
-            for i in own if len(own) > 1 or len(group) > 1 else []:
-                partners[i] = int(rng.choice([j for j in pool if j != i]))
+            others = [j for j in group if j != i]
+            alike = [j for j in others if templates[j] == templates[i]] or others
+            cause = pairs.clean[i] != pairs.corrupted[i]
+            others = [j for j in alike if (base[j] != base[i])[cause].any()] or alike
+            if others:
+                partners[i] = int(rng.choice(others))
     return partners
 
 
 def _cells(model, pairs: Pairs, at, positions) -> tuple[list[Cell], dict]:
     lengths = [len(ids) for ids in pairs.clean]
-    found: dict[Component, Cell] = {}
-    bare = isinstance(at, str) and at in KINDS
-    families = components(at)
-    for family in families:
+    if not (positions in (None, "each", "all") or (isinstance(positions, (list, tuple)) and positions)):
+        raise ValueError(f"positions={positions!r} is unknown; use 'each', 'all' or a list such as [4, -1, 'subject'].")
+    found: dict[tuple, Component] = {}
+    for given in [at] if isinstance(at, (str, Component)) else at:
+        (family,) = components(given)
         if family.kind not in PATCHABLE:
             raise ValueError(f"{family} cannot be patched yet; kinds are {', '.join(PATCHABLE)}.")
-        each = positions or ("each" if bare and KINDS[family.kind][0] is None else "all")
+        if family.kind == "z" and "attn_out" in model.names.refused:
+            raise ValueError(f"{family} cannot be patched here: {model.names.refused['attn_out']}")
+        each = positions or ("each" if given in KINDS and KINDS[family.kind][0] is None else "all")
         places = [family.position]
-        if isinstance(each, (list, tuple)):
-            places = list(each)
-        elif each == "each" and family.position is None:
-            places = _places(pairs, lengths)
-        elif each not in ("each", "all"):
-            raise ValueError(f"positions={each!r} is unknown; use 'each', 'all' or a list such as [4, -1, 'subject'].")
+        if family.position is None and each != "all":
+            places = _places(pairs, lengths) if each == "each" else list(each)
+        elif family.position is not None and positions is not None:
+            raise ValueError(f"{family} names its position already; leave out positions={positions!r}.")
         for one in model.names.expand([family]):
-            for place in places:
-                found[one.at(place)] = Cell(
-                    one.at(place), [_resolve(one.at(place), pairs, i) for i in range(len(lengths))]
-                )
-    cells = [found[one] for one in sorted(found)]
+            for order, place in enumerate(places):
+                found.setdefault((one.at(None), order, str(place)), one.at(place))
+    cells = [Cell(one, [_resolve(one, pairs, i) for i in range(len(lengths))]) for _, one in sorted(found.items())]
     return cells, _labels(model, pairs, {cell.component.position for cell in cells}, lengths)
 
 

@@ -15,7 +15,7 @@ import torch
 
 from workbench.component import KINDS, Component
 
-READY = ("embed", "resid_pre", "z", "attn_out", "resid_mid", "neuron", "mlp_out", "resid_post", "ln_final", "logits")
+READY = ("embed", "resid_pre", "z", "attn_out", "resid_mid", "neuron", "mlp_out", "resid_post", "ln_final")
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ class Names:
         self.scale = float(getattr(config, "residual_multiplier", None) or 1.0)
         self.d_model, self.d_vocab = config.hidden_size, config.vocab_size
         self.d_head, self.d_mlp = None, None
+        self.parallel = False  # attention and FFN read the same stream, so there is none between them
         self.block_extras = 0  # further values in a block's output tuple
         self.block_is_tuple = False
         self.refused = {
@@ -129,8 +130,6 @@ class Names:
             return Place(attrgetter(self.row.embed)(self.nn), "output", rows)
         if kind == "ln_final":
             return Place(attrgetter(self.row.ln_final)(self.nn), "output", rows)
-        if kind == "logits":
-            return Place(self.nn.lm_head, "output", rows)
         return Place(self.layers[layer], "input" if kind == "resid_pre" else "output", rows)
 
     def block_value(self, x: torch.Tensor):
@@ -145,12 +144,13 @@ class Names:
         """
         if component.kind in self.refused:
             raise ValueError(f"{component}: {self.refused[component.kind]}")
-        if isinstance(component.layer, int) and component.layer >= self.n_layers:
+        if isinstance(component.layer, int) and not 0 <= component.layer < self.n_layers:
             raise ValueError(f"{component}: layer {component.layer} is out of range; this model has layers 0 to "
                              f"{self.n_layers - 1}.")  # fmt: skip
-        size = self.size(component.kind)
-        if isinstance(component.index, int) and component.index >= size:
-            what = KINDS[component.kind][0]
+        size, what = self.size(component.kind), KINDS[component.kind][0]
+        if size is None and component.index is not None:
+            raise ValueError(f"{component}: {component.kind} has no index; write {component.kind}.{component.layer}.")
+        if isinstance(component.index, int) and not 0 <= component.index < size:
             raise ValueError(f"{component}: {what} {component.index} is out of range; a layer has {what}s 0 to "
                              f"{size - 1}.")  # fmt: skip
 
@@ -193,12 +193,13 @@ class Names:
         self.d_mlp = seen["neuron"].shape[-1] if "neuron" in seen else None
         self.block_is_tuple, self.block_extras = seen["tuple"]
         error = ((pre + attn + mlp - post).abs().amax((1, 2, 3)) / post.abs().amax((1, 2, 3))).max().item()
-        if not error < 1e-3:
+        if not error < max(1e-3, 2 * torch.finfo(seen["resid_post"][0].dtype).eps):
             why = f"resid_pre + {{}} does not give resid_post here (off by {error:.1%}), so it cannot be told apart."
             for kind in ("attn_out", "mlp_out", "resid_mid"):
                 self.refused[kind] = why.format("attn_out + mlp_out")
         moved = trace(_read_mlp_without_attention)
         if torch.allclose(moved.double(), mlp[0], rtol=1e-6, atol=0):
+            self.parallel = True
             self.refused["resid_mid"] = "attention and FFN run in parallel here, so there is no stream between them."
 
 

@@ -66,18 +66,17 @@ class Edits:
         self.names, self.prompts, self.read = names, prompts, list(read)
         stops: dict[tuple[str, int | None], list] = {}
         for one in flatten(interventions):
-            if one.does_nothing:
-                continue
             for which, family in enumerate(one.at):
                 for component in names.expand([family]):
                     columns = [prompts.columns(component, row) for row in range(len(prompts.ids))]
-                    stops.setdefault(_stop(component), []).append((component, one, which, columns))
+                    if not one.does_nothing:
+                        stops.setdefault(_stop(component), []).append((component, one, which, columns))
         for component in self.read:
             names.validate(component)
             stops.setdefault(_stop(component), [])
         for kind, layer in list(stops):
             if kind == "attn_out":  # resid_mid is resid_pre + attn_out
-                stops.setdefault(("resid_pre", layer), [])
+                stops.setdefault(_stop(Component("resid_pre", layer)), [])
         self.stops = dict(sorted(stops.items(), key=lambda item: Component(*item[0])))
 
     def visit(self, step: int = 0) -> dict[Component, torch.Tensor]:
@@ -90,13 +89,13 @@ class Edits:
         for (kind, layer), edits in self.stops.items():
             place = self.names.place(kind, layer, len(self.prompts.ids))
             value = place.get()
-            for component, intervention, which, columns in sorted(edits, key=lambda e: RANK[e[0].kind]):
+            for component, intervention, which, columns in sorted(edits, key=lambda e: RANK[e[0].canonical.kind]):
                 mask = self._mask(component, intervention, columns, value, step)
                 if mask is not None:
                     value = self._changed(value, pre, component, intervention, which, mask)
             if edits:
                 place.set(value)
-            if kind == "resid_pre":
+            if kind in ("resid_pre", "resid_post"):
                 pre = value
             for component in self.read:
                 if _stop(component) == (kind, layer):
@@ -145,7 +144,8 @@ class Edits:
 
 
 def _stop(component: Component) -> tuple[str, int | None]:
-    return SAME_PLACE.get(component.kind, component.kind), component.layer
+    one = component.canonical
+    return SAME_PLACE.get(one.kind, one.kind), one.layer
 
 
 def check_recipe(model, interventions) -> None:
@@ -154,7 +154,9 @@ def check_recipe(model, interventions) -> None:
     Raises:
         ValueError: naming both fingerprints.
     """
-    for one in interventions if isinstance(interventions, (list, tuple)) else [interventions]:
-        if isinstance(one, Recipe) and one.fingerprint and one.fingerprint != model.fingerprint:
-            raise ValueError(f"The recipe {one.name!r} was made for model {one.fingerprint}, this one is "
-                             f"{model.fingerprint}. To use it anyway: wb.Recipe(recipe.interventions).")  # fmt: skip
+    if isinstance(interventions, (list, tuple)):
+        for one in interventions:
+            check_recipe(model, one)
+    elif isinstance(interventions, Recipe) and interventions.fingerprint not in ("", model.fingerprint):
+        raise ValueError(f"The recipe {interventions.name!r} was made for model {interventions.fingerprint}, this one is "
+                         f"{model.fingerprint}. To use it anyway: wb.Recipe(list(recipe)).")  # fmt: skip

@@ -16,7 +16,7 @@ import torch
 
 from workbench.component import Component, components
 from workbench.model.names import Names, find_names
-from workbench.model.plan import Edits, Prompts, check_recipe
+from workbench.model.plan import TOKENS_PER_PASS, Edits, Prompts, check_recipe
 from workbench.task import DATA
 
 nnsight.register("workbench")  # so that traces can leave the machine (remote=)
@@ -33,7 +33,7 @@ def load(name, *, tokenizer=None, bos: bool | None = None, dtype=torch.float32, 
 
     Args:
         name: "course" (bundled, offline), a folder, a Hugging Face name such as "gpt2" (fetched by transformers when
-            you have access), or an `nn.Module` with `tokenizer=`.
+            you have access), or an `nn.Module` with `tokenizer=` (it is set to eval and its parameters are frozen).
         bos: whether prompts start with the beginning-of-sequence token; None leaves it to the tokenizer.
         dtype: of the weights; "auto" keeps what the checkpoint has.
         device: "cpu" or "cuda"; None leaves the model where transformers puts it.
@@ -44,7 +44,7 @@ def load(name, *, tokenizer=None, bos: bool | None = None, dtype=torch.float32, 
     if isinstance(name, torch.nn.Module):
         if tokenizer is None:
             raise ValueError("A model given as a module needs its tokenizer: wb.load(module, tokenizer=...).")
-        return Model(name.eval(), tokenizer, bos=bos)
+        return Model(name.eval().to(device) if device else name.eval(), tokenizer, bos=bos)
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -152,7 +152,7 @@ class Model:
         turns.append({"role": "user", "content": user})
         text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         bos = self.tokenizer.bos_token
-        return text.removeprefix(bos).strip() if self.bos and bos else text
+        return text.removeprefix(bos).lstrip(" ") if self.bos and bos else text
 
     # running
 
@@ -185,7 +185,8 @@ class Model:
     def _prompts(self, prompts, spans=None) -> Prompts:
         if isinstance(prompts, Prompts):
             return prompts
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        single = isinstance(prompts, str) or (isinstance(prompts, torch.Tensor) and prompts.dim() == 1)
+        prompts = [prompts] if single else list(prompts)
         if not prompts:
             raise ValueError("No prompt was given.")
         return Prompts([self.ids(p) if isinstance(p, str) else p for p in prompts], spans=spans)
@@ -203,11 +204,14 @@ class Model:
         Returns:
             [prompt, d_vocab] at the last position; for "all" a list with one [position, d_vocab] per prompt.
         """
-        found = []
-        for part in self._prompts(prompts, spans).chunks():
+        if positions not in ("last", "all"):
+            raise ValueError(f"positions={positions!r} is unknown; choose 'last' or 'all'.")
+        found, prompts = [], self._prompts(prompts, spans)
+        self._edits(interventions, prompts)  # refuses what cannot be done before anything runs
+        keep = {"logits_to_keep": 1} if positions == "last" else {}
+        for part in prompts.chunks(TOKENS_PER_PASS if keep else min(TOKENS_PER_PASS, 2**28 // self.names.d_vocab)):
             run = self._edits(interventions, part)
-            keep = {"logits_to_keep": 1} if positions == "last" else {}
-            block = self.trace(self.inputs(part), run.visit_logits, **keep).float().cpu()
+            block = self.trace(self.inputs(part), run.visit_logits, **keep).cpu().float()
             found.append(
                 block[:, -1] if positions == "last" else [b[p:] for b, p in zip(block, part.pads, strict=True)]
             )
@@ -256,8 +260,11 @@ class Model:
     def generate_ids(self, prompts, *interventions, max_new_tokens=20, seed=0, spans=None, **kwargs):
         """Like `generate`, as one 1-D tensor of new token ids per prompt (end-of-sequence and padding left off)."""
         prompts = self._prompts(prompts, spans)
+        if kwargs.get("num_beams", 1) != 1 or kwargs.get("num_return_sequences", 1) != 1:
+            raise ValueError("Generation with interventions gives one text per prompt: leave out num_beams and "
+                             "num_return_sequences, or repeat the prompt and sample.")  # fmt: skip
         run = self._edits(interventions, prompts)
-        eos = self.hf.generation_config.eos_token_id
+        eos = kwargs.get("eos_token_id", self.hf.generation_config.eos_token_id)
         stop = set(eos if isinstance(eos, list) else [eos]) | {self.tokenizer.eos_token_id}
         batch = self.inputs(prompts)
         batch.pop("position_ids", None)
@@ -287,6 +294,6 @@ class Model:
         digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
         digest.update(json.dumps(self.tokenizer.get_vocab(), sort_keys=True).encode())
         for name, tensor in self.hf.state_dict().items():
-            sample = tensor.flatten()[:: max(1, tensor.numel() // 64)].float().cpu()
+            sample = tensor.flatten()[:: max(1, tensor.numel() // 64)].to(torch.bfloat16).float().cpu()
             digest.update(name.encode() + sample.numpy().tobytes())
         return digest.hexdigest()[:16]

@@ -19,7 +19,8 @@ from workbench.model.names import Names
 from workbench.model.run import Model
 
 CALL_COST = 64  # what one more call costs, in tokens of computation: decides how many starts share a batch
-TOKENS_PER_CALL = 4096
+TOKENS_PER_CALL = 4096  # cached ones included
+LOGITS_PER_CALL = 2**27
 
 
 @dataclass
@@ -65,7 +66,7 @@ def capture(model: Model, ids: torch.Tensor, kinds) -> Run:
             sites |= {("attn_out", layer) for layer in range(names.n_layers)}
         elif kind in ("attn_out", "mlp_out", "z"):
             sites |= {(kind, layer) for layer in range(names.n_layers)}
-            if "resid_mid" not in names.refused and kind != "mlp_out":
+            if not names.parallel and kind != "mlp_out":
                 sites |= {("attn_out", layer) for layer in range(names.n_layers)}
     rows, order = len(ids), sorted(sites, key=lambda site: Component(*site))
 
@@ -115,7 +116,7 @@ def sweep(model: Model, base: Run, source: Run, donors, cells: list[Cell], read,
                 groups.setdefault(group, []).append((min(positions), c, prompt, positions))
     cost = 0.0
     for group, rows in sorted(groups.items()):
-        for start, part in _batches(rows, width):
+        for start, part in _batches(rows, width, model.names.d_vocab):
             logits = _resume(model, base, source, donors, cells, group, start, part)
             prompts = torch.tensor([prompt for _, _, prompt, _ in part])
             found[[c for _, c, _, _ in part], prompts] = read(logits, prompts)
@@ -135,7 +136,7 @@ def _depth(names: Names, component: Component) -> tuple[int, str]:
     kind, layer = component.kind, component.layer
     if kind == "resid_pre":
         return layer, "pre"
-    if kind in ("resid_post", "mlp_out") or "resid_mid" in names.refused:
+    if kind in ("resid_post", "mlp_out") or names.parallel:
         return layer + 1, "pre"
     return layer, "mid"
 
@@ -145,7 +146,7 @@ def _only_last_matters(names: Names, depth: tuple[int, str]) -> bool:
     return depth[0] == names.n_layers or depth == (names.n_layers - 1, "mid")
 
 
-def _batches(rows: list, width: int):
+def _batches(rows: list, width: int, vocabulary: int):
     """Rows by starting position, neighbouring starts joined where one call fewer is worth the extra tokens."""
     rows = sorted(rows, key=lambda row: row[0])
     starts = sorted({row[0] for row in rows})
@@ -160,7 +161,7 @@ def _batches(rows: list, width: int):
         j = best[j][1]
     for i, j in reversed(cuts):
         together = [row for row in rows if starts[i] <= row[0] <= starts[j - 1]]
-        size = max(1, TOKENS_PER_CALL // (width - starts[i]))
+        size = max(1, min(TOKENS_PER_CALL // width, LOGITS_PER_CALL // vocabulary))
         for k in range(0, len(together), size):
             yield starts[i], together[k : k + size]
 
@@ -247,10 +248,10 @@ def _written(names: Names, layer: int, z: torch.Tensor) -> torch.Tensor:
 def _prefix(run: Run, prompts, start: int, layer: int):
     """Keys and values of the positions before `start`, one row per patch; skipped blocks only need the length."""
     cache = DynamicCache()
+    length_only = run.keys[0].new_zeros(len(prompts), 1, start, 1)
     for j, (keys, values) in enumerate(zip(run.keys, run.values, strict=True)):
         if j < layer:
-            keys, values = (x[:1, :, :start].expand(len(prompts), -1, -1, -1) for x in (keys, values))
+            cache.update(length_only, length_only, j)
         else:
-            keys, values = keys[prompts, :, :start], values[prompts, :, :start]
-        cache.update(keys, values, j)
+            cache.update(keys[prompts, :, :start], values[prompts, :, :start], j)
     return cache

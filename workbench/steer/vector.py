@@ -26,7 +26,7 @@ def difference_of_means(model, task: Task, at, *, to=None, unit: str = "raw", ph
     Returns:
         Add with strength 1. `2 * push` pushes twice as far, `-push` the other way.
     Raises:
-        ValueError: for a task with one side only, or a family of components.
+        ValueError: for a task with one side only, a family of components, or sides that do not differ there.
     Source:
         Contrastive activation addition, Rimsky et al. 2024; Arditi et al. 2024, eq. 1-3.
     """
@@ -34,6 +34,9 @@ def difference_of_means(model, task: Task, at, *, to=None, unit: str = "raw", ph
     if at.is_family:
         raise ValueError(f"{at} is a family; a direction is taken at one component, for example 'resid_post.3@-1'.")
     yes, no = (_mean(model, prompts, at, spans) for prompts, spans in _sides(model, task, positive))
+    if torch.equal(yes, no):
+        raise ValueError(f"The two sides do not differ at {at}, so there is no direction. Take it at or after the place "
+                         "where they differ, for example at position -1.")  # fmt: skip
     return Add(to if to is not None else at, vector=yes - no, unit=unit, phase=phase)
 
 
