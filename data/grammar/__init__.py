@@ -1,0 +1,66 @@
+"""The small world that the bundled model is trained on.
+
+`World(seed).generate()` gives one training document, `tasks(seed)` all task rows. To add a behaviour, write a module with
+a `Behaviour` (see base.py) and list the module here.
+
+Example: World(0).generate().words -> ["the", "city", "of", "lyon", "is", "in", "france", "."]
+"""
+
+import random
+
+from grammar import background, chat, facts, ioi, patterns, refusal
+from grammar.base import Behaviour, Document
+
+BEHAVIOURS: list[Behaviour] = [b for m in (facts, ioi, patterns, chat, refusal, background) for b in m.BEHAVIOURS]
+LONGEST = 92  # words of a document
+JOINED = 0.2  # share of documents that are two or three unrelated ones in a row
+
+
+def vocabulary() -> list[str]:
+    """Every word of the world: whatever 4,000 documents and all rows of each behaviour use, sorted."""
+    found = set()
+    for behaviour in BEHAVIOURS:
+        if isinstance(behaviour, patterns.Induction):
+            continue
+        rng = random.Random(0)
+        for _ in range(4000):
+            found.update(behaviour.document(rng).words)
+        for rows in behaviour.tasks(rng).values():
+            for row in rows:
+                for column in ("text", "clean", "corrupted", "answer", "foil"):
+                    found.update(row.get(column, "").split())
+    return sorted(found)
+
+
+patterns.Induction.vocabulary = tuple(vocabulary())
+
+
+class World:
+    """A stream of training documents, the same for the same seed."""
+
+    def __init__(self, seed: int):
+        self.rng = random.Random(seed)
+        probe = random.Random(0)
+        lengths = [sum(len(b.document(probe).words) + 2 for _ in range(300)) / 300 for b in BEHAVIOURS]
+        self.weights = [b.share / length for b, length in zip(BEHAVIOURS, lengths, strict=True)]
+
+    def generate(self) -> Document:
+        document, chat = Document([]), False
+        parts = self.rng.choice((2, 3)) if self.rng.random() < JOINED else 1
+        for behaviour in self.rng.choices(BEHAVIOURS, self.weights, k=parts):
+            if behaviour.chat and chat:
+                continue
+            new = behaviour.document(self.rng)
+            if len(document.words) + len(new.words) <= LONGEST:
+                document = document + new if document.words else new
+                chat = chat or behaviour.chat
+        return document
+
+
+def tasks(seed: int) -> dict[str, list[dict]]:
+    """Candidate rows of every task, by name."""
+    found = {}
+    for behaviour in BEHAVIOURS:
+        for name, rows in behaviour.tasks(random.Random(f"{seed} {type(behaviour).__name__}")).items():
+            found.setdefault(name, []).extend(rows)
+    return found

@@ -1,0 +1,189 @@
+"""Trains the bundled model "course" from scratch on the small world of grammar/, in about 20 minutes on one CPU core.
+
+    nice -n 5 python train_course.py --seed 0 --steps 2600 --compile
+
+Example of one packed row of 96 tokens (positions restart and attention is cut at every <bos>):
+    <bos> the city of lyon is in france . <eos> <bos> user : i am tired today . where is ... <eos> <pad> <pad>
+"""
+
+import argparse
+import copy
+import math
+import os
+import random
+import time
+from pathlib import Path
+
+import torch
+from evaluate_course import accuracy
+from grammar import World, patterns, tasks
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+LENGTH, BATCH = 96, 48  # tokens of a packed row, rows of a step
+PAD, BOS, EOS, UNK = range(4)
+CHAT = ("{{ bos_token }}{% for m in messages %}{{ ' ' + m['role'] + ' : ' + m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ ' assistant :' }}{% endif %}")  # fmt: skip
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """One word, one token; <bos> before every text."""
+    words = ["<pad>", "<bos>", "<eos>", "<unk>", *patterns.Induction.vocabulary]
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    inner.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>",
+                                        unk_token="<unk>", model_input_names=["input_ids", "attention_mask"],
+                                        clean_up_tokenization_spaces=False)  # fmt: skip
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+def build_model(d_vocab: int) -> LlamaForCausalLM:
+    return LlamaForCausalLM(LlamaConfig(
+        vocab_size=d_vocab, hidden_size=192, intermediate_size=512, num_hidden_layers=6, num_attention_heads=6,
+        num_key_value_heads=6, head_dim=32, max_position_embeddings=512, rope_theta=1e4, tie_word_embeddings=True,
+        pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS, initializer_range=0.02))  # fmt: skip
+
+
+def pack(documents: list[tuple[list[int], list[bool]]]) -> list[list]:
+    """Best fit: each document, longest first, goes into the fullest row that still has room."""
+    rows, room = [], [[] for _ in range(LENGTH + 1)]  # room[n]: rows with n free places
+    for document in sorted(documents, key=lambda d: -len(d[0])):
+        size = len(document[0])
+        free = next((n for n in range(size, LENGTH + 1) if room[n]), None)
+        row = room[free].pop() if free is not None else []
+        if free is None:
+            rows.append(row)
+        row.append(document)
+        room[(LENGTH if free is None else free) - size].append(row)
+    return rows
+
+
+def batches(seed: int, ids: dict[str, int]):
+    """Endless batches: tokens, targets (-100 where there is no loss), positions, mask to add to attention scores."""
+    world, shuffle = World(seed), random.Random(seed)
+    while True:
+        drawn = (world.generate() for _ in range(8000))
+        rows = pack([([BOS, *(ids[w] for w in d.words), EOS], [False, *d.learn, True]) for d in drawn])
+        shuffle.shuffle(rows)
+        for start in range(0, len(rows) - BATCH + 1, BATCH):
+            tokens = torch.full((BATCH, LENGTH), PAD)
+            targets = torch.full((BATCH, LENGTH), -100)
+            positions = torch.zeros(BATCH, LENGTH, dtype=torch.long)
+            owner = torch.full((BATCH, LENGTH), -1)  # the document of each token
+            for i, row in enumerate(rows[start : start + BATCH]):
+                at = 0
+                for number, (document, learn) in enumerate(row):
+                    end = at + len(document)
+                    tokens[i, at:end] = torch.tensor(document)
+                    following = [t if keep else -100 for t, keep in zip(document[1:], learn[1:], strict=True)]
+                    targets[i, at : end - 1] = torch.tensor(following)
+                    positions[i, at:end] = torch.arange(len(document))
+                    owner[i, at:end] = number
+                    at = end
+            same = owner[:, :, None] == owner[:, None, :]
+            seen = same & torch.ones(LENGTH, LENGTH).tril().bool()
+            yield tokens, targets, positions, torch.zeros(seen.shape).masked_fill(~seen, -1e9)[:, None]
+
+
+class Muon:
+    """Momentum whose update is made orthogonal by five Newton-Schulz steps; for matrices, grouped by shape."""
+
+    def __init__(self, matrices, momentum=0.95, decay=0.01):
+        self.momentum, self.decay, self.groups = momentum, decay, {}
+        for p in matrices:
+            self.groups.setdefault(tuple(p.shape), []).append(p)
+        self.average = {shape: torch.zeros(len(ps), *shape) for shape, ps in self.groups.items()}
+
+    @torch.no_grad()
+    def step(self, rate: float):
+        for shape, ps in self.groups.items():
+            grad, average = torch.stack([p.grad for p in ps]), self.average[shape]
+            average.lerp_(grad, 1 - self.momentum)
+            x = grad.lerp(average, self.momentum).bfloat16()  # Nesterov
+            wide = shape[0] <= shape[1]
+            x = x if wide else x.mT
+            x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+            for _ in range(5):
+                a = x @ x.mT
+                x = 3.4445 * x + (-4.775 * a + 2.0315 * a @ a) @ x
+            x = (x if wide else x.mT).float() * max(1, shape[0] / shape[1]) ** 0.5
+            for p, update in zip(ps, x, strict=True):
+                p.mul_(1 - rate * self.decay).sub_(update, alpha=rate)
+
+
+def export(model, tokenizer, out: Path):
+    """The model in fp16 and the tokenizer; file by file, so that readers never see half a file."""
+    fresh = out.with_name(out.name + ".new")
+    copy.deepcopy(model).half().save_pretrained(fresh)
+    tokenizer.save_pretrained(fresh)
+    out.mkdir(exist_ok=True)
+    for file in fresh.iterdir():
+        file.chmod(0o644)
+        os.replace(file, out / file.name)
+    fresh.rmdir()
+
+
+def table(model, tokenizer, rows: dict[str, list[dict]], limit: int = 100) -> str:
+    """Accuracy of each task on test and ood, on a few rows."""
+    cells = []
+    for name, candidates in rows.items():
+        if "clean" not in candidates[0]:
+            continue
+        for split in ("test", "ood"):
+            some = [row for row in candidates if row["split"] == split]
+            some = random.Random(0).sample(some, min(limit, len(some)))
+            cells.append(f"{name}/{split} {accuracy(model, tokenizer, some).mean():.2f}")
+    return "  ".join(cells)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "course")
+    parser.add_argument("--threads", type=int, default=1, help="two are slower than one on a busy machine")
+    parser.add_argument("--compile", action="store_true", help="compile the model: a minute first, then faster")
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+    tokenizer = build_tokenizer()
+    model = build_model(len(tokenizer))
+    model.set_attn_implementation("eager")  # for training: twice as fast as sdpa's backward pass on a CPU
+    forward = torch.compile(model) if args.compile else model
+    layers = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    muon, adam = Muon(layers), torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.98), weight_decay=0)
+    data = batches(args.seed, tokenizer.get_vocab())
+    rows = tasks(args.seed)
+    print(f"{sum(p.numel() for p in model.parameters())} parameters, {len(tokenizer)} words", flush=True)
+    start, seen, losses = time.time(), 0, []
+    for step in range(1, args.steps + 1):
+        done = step / args.steps
+        scale = min(1, step / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+        tokens, targets, positions, mask = next(data)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = forward(input_ids=tokens, position_ids=positions, attention_mask=mask, use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        muon.step(0.02 * scale)
+        adam.param_groups[0]["lr"] = 3e-3 * scale
+        adam.step()
+        model.zero_grad()
+        seen += int((tokens != PAD).sum())
+        losses.append(loss.item())
+        if step % 50 == 0:
+            minutes = (time.time() - start) / 60
+            print(
+                f"step {step} loss {sum(losses[-50:]) / 50:.3f} tokens {seen / 1e6:.2f} M minutes {minutes:.1f}",
+                flush=True,
+            )
+        if step % max(1, args.steps // 10) == 0 or step == args.steps:
+            print(table(model, tokenizer, rows), flush=True)
+            export(model, tokenizer, args.out)
+
+
+if __name__ == "__main__":
+    main()
