@@ -13,7 +13,7 @@ import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
-NAMES = ["mary", "john", "anna", "tom", "lucy", "mark"]
+NAMES = ["john", "nora", "alice", "tom", "lucy", "peter"]
 TEMPLATES = ["when {a} and {b} went to the {place} , {s} gave the {thing} to",
              "then {a} and {b} had a walk in the {place} , and {s} gave a {thing} to"]  # fmt: skip
 PLACES, THINGS = ["store", "park", "school"], ["book", "ball", "drink"]

@@ -61,8 +61,13 @@ class Report:
         return "\n".join(lines)
 
     def __repr__(self) -> str:
-        target = self.frame[(self.frame.role == "target")].task.iloc[0]
-        return f"Report({self.name} on {target})\n{self.verdict}"
+        target = self.frame[(self.frame.role == "target") & (self.frame.metric == "accuracy")]
+        moves = ", ".join(f"{row.split} {row.before:.2f} -> {row.after:.2f}" for _, row in
+                          target[target.arm == "recipe"].iterrows())  # fmt: skip
+        return f"Report({self.name} on {target.task.iloc[0]}: {moves})"
+
+    def __str__(self) -> str:
+        return f"{self!r}\n{self.verdict}"
 
     def plot(self):
         """A forest plot of every change beside its controls, as a matplotlib figure."""

@@ -158,6 +158,8 @@ class Task:
                 kept.append(row)
             except ValueError as error:
                 dropped.append((row["clean"], str(error)))
+        if len(self.rows) == 1 and dropped:
+            raise ValueError(dropped[0][1])
         if len(kept) * 4 < len(self.rows):
             reasons = list(dict.fromkeys(reason for _, reason in dropped))[:3]
             raise ValueError(f"Only {len(kept)} of {len(self.rows)} rows of task {self.name!r} fit this model. "

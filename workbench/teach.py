@@ -19,9 +19,9 @@ CHECKS = {
         "Read the darkest cell of the grid, or scores.frame: the first row is the strongest.",
     ),
     "00.strength": (
-        lambda answer, curve: answer == max((s for s in curve if curve[s] >= 0.95), default=None),
+        lambda answer, curve: answer == max((s for s in curve if curve[s] >= 0.9), default=None),
         "The least push that does it leaves the most of everything else alone.",
-        "Go from 0 downwards and stop at the first accuracy of 0.95 or more.",
+        "Go from 0 downwards and stop at the first accuracy of 0.90 or more.",
     ),
     "01.address": (
         lambda answer: _object_of(answer, "z.2.3@-1"),

@@ -32,9 +32,9 @@ def test_the_stand_in_cuts_words_as_gpt2_does(own_model):
     import workbench as wb
 
     model = wb.load(own_model)
-    cut = model.tokens("when mary and john saw a hippopotamus")
-    assert cut[:4] == ["when", " mary", " and", " john"] and len(cut) > 10 and not model.bos
-    row = {"clean": "when mary and john", "corrupted": "when john and mary", "answer": "hippopotamus", "foil": "tom"}
+    cut = model.tokens("when nora and john saw a hippopotamus")
+    assert cut[:4] == ["when", " nora", " and", " john"] and len(cut) > 10 and not model.bos
+    row = {"clean": "when nora and john", "corrupted": "when john and nora", "answer": "hippopotamus", "foil": "tom"}
     with pytest.raises(ValueError, match="no single token"):
         wb.Task([row]).on(model)
 
