@@ -14,7 +14,7 @@ def test_a_wheel_has_the_bundled_model(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     site = tmp_path / "site"
     subprocess.run([*pip, "install", "--no-deps", "--target", site, wheel], check=True)
-    code = "import workbench as wb; print(wb.__file__); print(wb.load('course').generate('the capital of kenya is called', max_new_tokens=1)); print(len(wb.Task.names()))"  # fmt: skip
+    code = "import workbench as wb; print(wb.__file__); print(wb.load('course').generate('the capital of kenya is', max_new_tokens=1)); print(len(wb.Task.names()))"  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(site)},
                           capture_output=True, text=True, check=True)  # fmt: skip
     where, answer, tasks = done.stdout.split()

@@ -59,7 +59,9 @@ def test_intervals_follow_from_the_examples(report):
     drawn = rng.choice(change, (4000, len(change))).mean(1)
     row = report.row(metric="logit_diff")
     assert row["change"] == pytest.approx(change.mean())
-    assert [row["ci_lo"], row["ci_hi"]] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=float(0.15 * change.std()))
+    assert [row["ci_lo"], row["ci_hi"]] == pytest.approx(
+        np.quantile(drawn, [0.025, 0.975]), abs=float(0.15 * change.std())
+    )
 
 
 def test_repeatable(trained, target, guards, report):
