@@ -91,6 +91,11 @@ def test_a_recipe_that_cannot_act_on_a_guard_is_refused_first(trained, target, g
         wb.improve.evaluate(trained, wb.Zero("z.0.0@cause"), target, guards)
 
 
+def test_tasks_need_names_to_be_told_apart(trained, target):
+    with pytest.raises(ValueError, match="different names"):
+        wb.improve.evaluate(trained, wb.Zero("z.0.0"), target, [target])
+
+
 def test_the_target_must_be_pairs(trained, guards):
     with pytest.raises(ValueError, match="must be a task of pairs"):
         wb.improve.evaluate(trained, wb.Zero("z.0.0"), guards[1])

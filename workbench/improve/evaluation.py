@@ -26,12 +26,13 @@ def evaluate(model, recipe, target, guards=(), *, splits=("test", "ood"), draws:
 
     Target and guards of pairs are measured by accuracy (the answer is the most probable token) and by logit difference
     (the margin), guards of plain texts by loss (nats per token) and KL from the unchanged model, on the last two thirds
-    of each text, the first third being the prompt. All differences are
-    paired, with bootstrap intervals over entities (over prompts where no entity is named).
+    of each text, the first third being the prompt. All differences are paired, with bootstrap intervals over entities
+    (over prompts where no entity is named).
 
     Controls: the same recipe with random directions of equal norm, and at random other places: other components of the
-    same kind, or for the stream, which every layer shares, other positions of the prompt. Each is drawn `draws` times, and the draw with the largest mean logit difference on the target's first split is
-    reported, because the recipe, too, was chosen.
+    same kind, or for the stream, which every layer shares, other positions of the prompt. Each is drawn `draws` times,
+    and the draw with the largest mean logit difference on the target's first split is reported, because the recipe,
+    too, was chosen.
 
     Args:
         recipe: an intervention or a recipe.
@@ -40,12 +41,15 @@ def evaluate(model, recipe, target, guards=(), *, splits=("test", "ood"), draws:
     Returns:
         Report.
     Raises:
-        ValueError: for a target that is no task of pairs.
+        ValueError: for a target that is no task of pairs, two tasks of one name, or a recipe that cannot act on a
+            task's prompts (a span they do not have); nothing has run then.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe([recipe])
     target, *guards = (one if isinstance(one, Task) else Task.load(one) for one in (target, *guards))
     if target.kind != "pairs":
         raise ValueError(f"The target must be a task of pairs; {target!r} holds {target.kind} texts.")
+    if len({task.name for task in (target, *guards)}) <= len(guards):
+        raise ValueError("Target and guards need different names, to be told apart in the report: wb.Task(rows, name).")
     parts = {task.name: _parts(model, task, splits) for task in (target, *guards)}
     for task, split, part in ((task, *one) for task, found in parts.items() for one in found):
         try:
