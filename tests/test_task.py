@@ -16,6 +16,9 @@ def test_three_kinds():
     assert wb.Task([{"text": "a"}]).kind == "plain"
     with pytest.raises(ValueError, match="make no task"):
         wb.Task([{"prompt": "a"}])
+    for wrong in ("hello", ["hello"], PAIR):
+        with pytest.raises(TypeError, match="list of dicts"):
+            wb.Task(wrong)
     with pytest.raises(ValueError, match="at least one row"):
         wb.Task([])
     with pytest.raises(ValueError, match=r"Row 1 .* needs a text in 'foil'"):

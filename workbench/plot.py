@@ -68,7 +68,7 @@ def description(scores) -> dict:
         "null": _plain(scores.null_p95), "faint": faint.tolist(), "best": scores.components.index(best),
         "limit": float(np.nanmax(np.abs(scores.values), initial=0)) or 1.0,
         "title": f"{scores.kind}: {kind}", "subtitle": scores.title, "unit": meaning(scores),
-        "note": note if faint.any() else scores.why,
+        "note": " ".join(part for part in (note if faint.any() else "", scores.why) if part),
         "alt": f"{scores.title}. {len(place['rows'])} rows ({place['upward']}, upwards) by {len(place['columns'])} "
                f"columns ({place['across']}). Largest {scores[best]:+.2f} at {best}.",
     }  # fmt: skip
@@ -114,6 +114,9 @@ def grid(scores, selected: list[int] = ()):
     colours = figure.colorbar(ScalarMappable(Normalize(-limit, limit), "RdBu"), ax=ax, pad=0.02)
     colours.set_label(data["unit"], fontsize=8)
     colours.ax.tick_params(labelsize=7.5, length=0)
+    if data["note"]:
+        note = "\n".join(textwrap.wrap(data["note"], int(1.3 * wide)))
+        figure.supxlabel(note, x=0.01, ha="left", fontsize=7, color=FAINT, parse_math=False)
     ax.tick_params(length=0)
     for side in [*ax.spines.values(), *colours.ax.spines.values()]:
         side.set_visible(False)

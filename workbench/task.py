@@ -43,6 +43,9 @@ class Task:
         rows = self.rows
         if hasattr(rows, "to_dict") and hasattr(rows, "columns"):
             rows = rows.to_dict("records")
+        if isinstance(rows, (str, dict)) or not all(hasattr(row, "items") for row in rows):
+            raise TypeError("A task is made from a list of dicts, such as [{'clean': ..., 'corrupted': ..., 'answer': ..., "
+                            "'foil': ...}], or a table. wb.Task.load(name) opens a bundled one or a file.")  # fmt: skip
         rows = tuple({k: v for k, v in row.items() if not _empty(v)} for row in rows)
         if not rows:
             raise ValueError("A task needs at least one row.")
@@ -96,6 +99,11 @@ class Task:
         text = path.read_text(encoding="utf-8")
         rows = json.loads(text) if path.suffix == ".json" else [json.loads(s) for s in text.splitlines() if s.strip()]
         return cls(rows, path.stem)
+
+    @classmethod
+    def of(cls, task) -> Task:
+        """A task as it is, or a bundled one by its name."""
+        return task if isinstance(task, cls) else cls.load(task)
 
     def save(self, path) -> Path:
         """Write the rows as JSONL."""

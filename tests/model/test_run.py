@@ -125,6 +125,8 @@ def test_bad_prompts_get_a_sentence(llama):
         llama.logits("w5 hello w6")
     with pytest.raises(ValueError, match="empty"):
         llama.logits("")
+    with pytest.raises(TypeError, match="text or a list of texts"):
+        llama.logits(5)
     with pytest.raises(ValueError, match="differ in length"):
         llama.activations(["w5", "w5 w6"], "resid_post.0")
     with pytest.raises(ValueError, match="'last' or 'all'"):
@@ -151,6 +153,10 @@ def test_chat_needs_a_template(llama):
 def test_loading_by_a_wrong_name_suggests_the_right_one():
     with pytest.raises(ValueError, match=r"No model 'cours'.*Did you mean 'course'"):
         wb.load("cours")
+    with pytest.raises(ValueError, match=r"no such folder\. Did you mean .*course'"):
+        wb.load(f"{DATA}/cours")
+    with pytest.raises(ValueError, match="could be loaded"):
+        wb.load("somebody/something")
     with pytest.raises(ValueError, match="needs its tokenizer"):
         wb.load(build("llama"))
 

@@ -45,7 +45,8 @@ def evaluate(model, recipe, target, guards=(), *, splits=("test", "ood"), draws:
             task's prompts (a span they do not have); nothing has run then.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe([recipe])
-    target, *guards = (one if isinstance(one, Task) else Task.load(one) for one in (target, *guards))
+    guards = [guards] if isinstance(guards, (str, Task)) else guards
+    target, *guards = (Task.of(one) for one in (target, *guards))
     if target.kind != "pairs":
         raise ValueError(f"The target must be a task of pairs; {target!r} holds {target.kind} texts.")
     if len({task.name for task in (target, *guards)}) <= len(guards):

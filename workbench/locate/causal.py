@@ -32,7 +32,7 @@ def patch(model, task: Task, at, *, positions=None, direction: str = "denoising"
     it in 95 % of resamplings.
 
     Args:
-        task: pairs; they are compared position by position.
+        task: pairs, or the name of a bundled task; they are compared position by position.
         at: a kind ("z", "resid_pre"), a component or family ("z.*.*", "resid_post.3@-1", "resid_pre.*@subject"), or
             a list of them. Kinds: resid_pre, resid_mid, resid_post, attn_out, mlp_out, z.
         positions: "each" for one score per position (the spans that all rows name, where prompts differ in length),
@@ -50,6 +50,7 @@ def patch(model, task: Task, at, *, positions=None, direction: str = "denoising"
     began = time.perf_counter()
     if direction not in DIRECTIONS:
         raise ValueError(f"direction={direction!r} is unknown; choose {' or '.join(map(repr, DIRECTIONS))}.")
+    task = Task.of(task)
     pairs, of = task.on(model), measure.metric(metric)
     cells, labels = _cells(model, pairs, at, positions)
     clean, corrupted = np.zeros(len(pairs.clean)), np.zeros(len(pairs.clean))
@@ -90,11 +91,15 @@ def _scores(model, task, pairs, found, labels, clean, corrupted, patched, shuffl
     effects = sign * (patched - (corrupted if direction == "denoising" else clean))
     ratio, low, high = measure.ratio_of_means(effects, gap, seed=seed)
     threshold, why = np.full(len(found), np.nan), ""
+    if len(set(map(len, pairs.clean))) > 1 and any(
+        isinstance(one.position, int) and one.position < -1 for one in found
+    ):
+        why = "Prompts differ in length and positions count from the end: name spans in the task to compare like with like."
     usable = [i for i, partner in enumerate(partners) if partner is not None]
     if shuffled is None:
-        why = "no null was asked for"
+        why = "No null was asked for."
     elif len(usable) < 2:
-        why = "no two prompts have equal length, so there is no other pair to make a null from"
+        why = "No two prompts have equal length, so there is no other pair to make a null from."
     else:
         under = sign * (shuffled - (corrupted if direction == "denoising" else clean))[:, usable]
         threshold = measure.null_threshold(under, gap[usable], seed=seed + 1)

@@ -105,6 +105,9 @@ class Names:
             for kind in KINDS
             if kind not in READY
         }
+        if not (getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)):
+            for kind in ("router", "expert"):
+                self.refused[kind] = f"{kind}: this model is no mixture of experts."
         self.part("heads", 0), self.part("attn_add", 0), self.part("mlp_add", 0), self.part("attn", 0)
         attrgetter(row.embed)(nn), attrgetter(row.ln_final)(nn)
         if row.neurons is None:

@@ -48,7 +48,8 @@ def load(name, *, tokenizer=None, bos: bool | None = None, dtype=torch.float32, 
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    path = DATA / str(name) if str(name) in bundled() else Path(name)
+    path = DATA / str(name) if str(name) in bundled() else Path(name).expanduser()
+    _refuse_misspelt(str(name), path)
     where = str(path) if path.is_dir() else str(name)
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
@@ -56,17 +57,31 @@ def load(name, *, tokenizer=None, bos: bool | None = None, dtype=torch.float32, 
         hf = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, attn_implementation="eager").eval()
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(where)
     except (OSError, ValueError) as error:
-        near = difflib.get_close_matches(str(name), bundled(), 1, 0.5)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"No model {str(name)!r} could be loaded.{hint} Bundled: {', '.join(bundled())}. A folder needs config.json, "
+            f"No model {str(name)!r} could be loaded. Bundled: {', '.join(bundled())}. A folder needs config.json, "
             f"weights and tokenizer; a hub name needs a network or a local copy. ({reason})"
         ) from None
     finally:
         if bars:
             logging.enable_progress_bar()
     return Model(hf.to(device) if device else hf, tokenizer, bos=bos)
+
+
+def _refuse_misspelt(name: str, path: Path) -> None:
+    """A folder that is not there, or nearly the name of a bundled model: said at once, before any network is asked."""
+    if path.is_dir():
+        return
+    near, hint = difflib.get_close_matches(name, bundled(), 1, 0.75), ""
+    if name.startswith(("/", ".", "~")):
+        siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+        close = difflib.get_close_matches(path.name, siblings, 1, 0.6)
+        hint = f" Did you mean {str(path.parent / close[0])!r}?" if close else ""
+    elif near:
+        hint = f" Did you mean {near[0]!r}?"
+    else:
+        return
+    raise ValueError(f"No model {name!r}: there is no such folder.{hint} Bundled: {', '.join(bundled())}.")
 
 
 class Model:
@@ -113,14 +128,14 @@ class Model:
         """
         if not isinstance(text, str):
             raise TypeError(f"A prompt is a string; got {type(text).__name__}.")
+        if not text.strip():
+            raise ValueError("The prompt is empty, so there is no position to look at. Give it at least one word.")
         ids = list(self.tokenizer(text, add_special_tokens=False).input_ids)
         unknown = self.tokenizer.unk_token_id
         if unknown is not None and unknown in ids:
             raise ValueError(self._unknown_words(text))
         if self.bos:
             ids = [self.tokenizer.bos_token_id, *ids]
-        if not ids:
-            raise ValueError("The prompt is empty, so there is no position to look at. Give it at least one word.")
         return torch.tensor(ids)
 
     def _unknown_words(self, text: str) -> str:
@@ -185,6 +200,8 @@ class Model:
     def _prompts(self, prompts, spans=None) -> Prompts:
         if isinstance(prompts, Prompts):
             return prompts
+        if not hasattr(prompts, "__iter__"):
+            raise TypeError(f"Prompts are a text or a list of texts; got {type(prompts).__name__}.")
         single = isinstance(prompts, str) or (isinstance(prompts, torch.Tensor) and prompts.dim() == 1)
         prompts = [prompts] if single else list(prompts)
         if not prompts:

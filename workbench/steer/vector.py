@@ -30,7 +30,7 @@ def difference_of_means(model, task: Task, at, *, to=None, unit: str = "raw", ph
     Source:
         Contrastive activation addition, Rimsky et al. 2024; Arditi et al. 2024, eq. 1-3.
     """
-    at = Component.parse(at)
+    task, at = Task.of(task), Component.parse(at)
     if at.is_family:
         raise ValueError(f"{at} is a family; a direction is taken at one component, for example 'resid_post.3@-1'.")
     yes, no = (_mean(model, prompts, at, spans) for prompts, spans in _sides(model, task, positive))

@@ -35,6 +35,9 @@ def show(value, *args, **kwargs):
     if isinstance(value, (Intervention, Recipe)):
         from workbench.views.panel import Panel
 
+        if not (args or "model" in kwargs):
+            raise TypeError('To steer, show() needs a model and a prompt: wb.show(push, model, prompt="...").')
+
         return Panel(value, *args, **kwargs)
     if isinstance(value, Report):
         from workbench.views.report import ReportView
