@@ -50,6 +50,7 @@ class Report:
             clear = bool(len(beaten)) and bool((beaten.ci_lo > 0).all())
             worst = f"{beaten.control_after.max():.2f}" if len(beaten) else "not run"
             word = "clear of every control" if clear else "NOT clear of its controls"
+            word = "too few prompts for an interval" if beaten.ci_lo.isna().any() else word
             lines.append(f"{row.task} ({row.split}): {row.before:.2f} -> {row.after:.2f}, {_change(row)}; "
                          f"best control {worst}, {word}")  # fmt: skip
         for _, row in own[own.role == "guard"].iterrows():
@@ -104,4 +105,5 @@ TABLES = ("frame", "against", "examples")
 
 
 def _change(row) -> str:
-    return f"change {row.change:+.2f} [{row.ci_lo:+.2f}, {row.ci_hi:+.2f}]"
+    interval = "" if row.ci_lo != row.ci_lo else f" [{row.ci_lo:+.2f}, {row.ci_hi:+.2f}]"
+    return f"change {row.change:+.2f}{interval}"

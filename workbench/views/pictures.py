@@ -48,7 +48,7 @@ def still(title: str, lines: list[tuple[str, str]], bars: list[dict], points: di
     """A panel as one figure: its texts above, its next tokens (and its curve) below."""
     from matplotlib.figure import Figure
 
-    wrapped = [(name, textwrap.wrap(text, 96) or ["(nothing)"]) for name, text in lines]
+    wrapped = [(name, textwrap.wrap(text, 120) or ["(nothing)"]) for name, text in lines]
     rows = 1 + sum(len(text) for _, text in wrapped)
     above, below = 0.24 * rows + 0.1, 0.3 * len(bars) + 0.75
     figure = Figure(figsize=(8, above + below), dpi=110)
