@@ -43,9 +43,10 @@ def check(exercise: str, answer, *given) -> bool:
         exercise: its name, as the notebook gives it, for example "00.carrier".
         given: the live values that the exercise is about.
     Returns:
-        Whether it is right. With the environment variable WORKBENCH_STRICT=1 a wrong or missing answer raises, for autograders.
+        Whether it is right.
     Raises:
         KeyError: for an unknown exercise.
+        AssertionError: for a wrong or missing answer, where WORKBENCH_STRICT=1 is set (for autograders).
     """
     if exercise not in CHECKS:
         raise KeyError(f"There is no exercise {exercise!r}. Exercises: {', '.join(CHECKS)}.")

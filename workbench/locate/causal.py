@@ -28,8 +28,8 @@ def patch(model, task: Task, at, *, positions=None, direction: str = "denoising"
     m_corrupted) for noising: 0 changes nothing, 1 moves the metric all the way.
 
     The null takes the same component from another pair's prompt of the side that is being run (a corrupted one, for
-    denoising; one with another word at the cause, where there is one): it disturbs, but does not carry what is traced. `null_p95` is what |score| reaches under
-    it in 95 % of resamplings.
+    denoising; one with another word at the cause, where there is one): it disturbs, but does not carry what is traced.
+    `null_p95` is what |score| reaches under it in 95 % of resamplings.
 
     Args:
         task: pairs, or the name of a bundled task; they are compared position by position.
