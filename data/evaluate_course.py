@@ -3,7 +3,9 @@
     python evaluate_course.py                (Markdown; add --split fit to see what was trained)
 
 Columns: how often the answer is the most probable next word after the clean prompt, the foil after the corrupted one,
-and, for rows with a "completion" (the whole right reply), how often greedy decoding gives exactly that.
+and, for rows with a "completion" (the whole right reply), how often greedy decoding gives exactly that. Where many words are
+right (rows with "right", such as greater-than) any of them counts, and the second figure is the probability of all of them.
+Tasks for other models are left out.
 """
 
 import argparse
@@ -35,6 +37,15 @@ def accuracy(model, tokenizer, rows: list[dict], prompt: str = "clean", right: s
     return (last_logits(model, tokenizer, [row[prompt] for row in rows]).argmax(-1) == answers).float()
 
 
+def among(model, tokenizer, rows: list[dict]) -> torch.Tensor:
+    """Whether the most probable word is one of the right ones, and the probability of the right ones; [2, row]."""
+    found = []
+    for row, logits in zip(rows, last_logits(model, tokenizer, [row["clean"] for row in rows]), strict=True):
+        right = tokenizer.convert_tokens_to_ids(row["right"])
+        found.append([float(logits.argmax().item() in right), logits.softmax(-1)[right].sum().item()])
+    return torch.tensor(found).T
+
+
 @torch.no_grad()
 def exact(model, tokenizer, rows: list[dict]) -> torch.Tensor:
     """1 where greedy decoding gives the whole completion, else 0; [row]. Each wanted word must be the most probable."""
@@ -63,11 +74,11 @@ def measure(model, tokenizer, rows: list[dict]) -> str:
     if not rows:
         return "-"
     if "label" in rows[0]:
-        opener = {"cheerful": "hooray", "plain": "well"}
-        rows = [{"clean": row["text"], "answer": opener[row["label"]]} for row in rows]
-        return f"{accuracy(model, tokenizer, rows).mean():.3f} ({len(rows)})"
+        return f"{len({row['label'] for row in rows})} labels ({len(rows)})"
     if "text" in rows[0]:
         return f"{loss(model, tokenizer, rows):.2f} nats ({len(rows)})"
+    if "right" in rows[0]:
+        return " / ".join(f"{c.mean():.3f}" for c in among(model, tokenizer, rows)) + f" ({len(rows)})"
     cells = [accuracy(model, tokenizer, rows), accuracy(model, tokenizer, rows, "corrupted", "foil")]
     if "completion" in rows[0]:
         cells.append(exact(model, tokenizer, rows))
@@ -92,6 +103,11 @@ def main():
     print(f"| task | prompt, answer (foil) | {' | '.join(splits)} |\n|---|---|{'---|' * len(splits)}")
     for path in sorted((HERE / "tasks").glob("*.jsonl")):
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if (
+            path.stem == "modular_addition"
+            or tokenizer.unk_token_id in tokenizer(rows[0].get("clean", rows[0].get("text"))).input_ids
+        ):
+            continue
         cells = [measure(model, tokenizer, [row for row in rows if row["split"] == split]) for split in splits]
         first = min(rows[:20], key=lambda row: len(row.get("clean", row.get("text"))))
         print(f"| {path.stem} | {example(first)} | {' | '.join(cells)} |", flush=True)

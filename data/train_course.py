@@ -1,6 +1,6 @@
-"""Trains the bundled model "course" from scratch on the small world of grammar/, in about 20 minutes on one CPU core.
+"""Trains the bundled model "course" from scratch on the small world of grammar/, in about half an hour on two CPU cores.
 
-    nice -n 5 python train_course.py --seed 0 --steps 2600 --compile
+    OMP_NUM_THREADS=2 python train_course.py --seed 0 --steps 4600 --compile --threads 2
 
 Example of one packed row of 96 tokens (positions restart and attention is cut at every <bos>):
     <bos> the city of lyon is in france . <eos> <bos> user : i am tired today . where is ... <eos> <pad> <pad>
@@ -15,12 +15,15 @@ import time
 from pathlib import Path
 
 import torch
-from evaluate_course import accuracy
+from evaluate_course import accuracy, among
 from grammar import World, patterns, tasks
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import MinistralConfig, MinistralForCausalLM, PreTrainedTokenizerFast
 
 LENGTH, BATCH = 96, 48  # tokens of a packed row, rows of a step
+LOCAL = 2  # layers that see two tokens
+CHECKPOINTS = (200, 500, 550, 600, 700, 1500)  # steps; induction heads form between 500 and 700
 PAD, BOS, EOS, UNK = range(4)
 CHAT = ("{{ bos_token }}{% for m in messages %}{{ ' ' + m['role'] + ' : ' + m['content'] }}{% endfor %}"
         "{% if add_generation_prompt %}{{ ' assistant :' }}{% endif %}")  # fmt: skip
@@ -39,10 +42,13 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def build_model(d_vocab: int) -> LlamaForCausalLM:
-    return LlamaForCausalLM(LlamaConfig(
-        vocab_size=d_vocab, hidden_size=192, intermediate_size=512, num_hidden_layers=6, num_attention_heads=6,
-        num_key_value_heads=6, head_dim=32, max_position_embeddings=512, rope_theta=1e4, tie_word_embeddings=True,
+def build_model(d_vocab: int) -> MinistralForCausalLM:
+    """A Llama whose first two layers see two tokens, itself and the one before: they make clean previous-token heads."""
+    return MinistralForCausalLM(MinistralConfig(
+        vocab_size=d_vocab, hidden_size=192, intermediate_size=384, num_hidden_layers=8, num_attention_heads=6,
+        num_key_value_heads=6, head_dim=32, max_position_embeddings=512, tie_word_embeddings=True, sliding_window=2,
+        layer_types=["sliding_attention"] * LOCAL + ["full_attention"] * (8 - LOCAL),
+        rope_parameters={"rope_type": "default", "rope_theta": 1e4}, rms_norm_eps=1e-6,
         pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS, initializer_range=0.02))  # fmt: skip
 
 
@@ -61,7 +67,7 @@ def pack(documents: list[tuple[list[int], list[bool]]]) -> list[list]:
 
 
 def batches(seed: int, ids: dict[str, int]):
-    """Endless batches: tokens, targets (-100 where there is no loss), positions, mask to add to attention scores."""
+    """Endless batches: tokens, targets (-100 where there is no loss), positions, masks to add to attention scores."""
     world, shuffle = World(seed), random.Random(seed)
     while True:
         drawn = (world.generate() for _ in range(8000))
@@ -84,7 +90,9 @@ def batches(seed: int, ids: dict[str, int]):
                     at = end
             same = owner[:, :, None] == owner[:, None, :]
             seen = same & torch.ones(LENGTH, LENGTH).tril().bool()
-            yield tokens, targets, positions, torch.zeros(seen.shape).masked_fill(~seen, -1e9)[:, None]
+            near = seen & torch.ones(LENGTH, LENGTH).triu(-1).bool()
+            masks = (torch.zeros(m.shape).masked_fill(~m, -1e9)[:, None] for m in (seen, near))
+            yield tokens, targets, positions, dict(zip(("full_attention", "sliding_attention"), masks, strict=True))
 
 
 class Muon:
@@ -125,7 +133,24 @@ def export(model, tokenizer, out: Path):
     fresh.rmdir()
 
 
-def table(model, tokenizer, rows: dict[str, list[dict]], limit: int = 100) -> str:
+def save_checkpoint(model, path: Path):
+    """Weights along the way, in 8 bits: each row of a matrix as int8 with an fp16 scale (name + ".scale"), the rest as fp16."""
+    tensors = {}
+    for name, value in model.state_dict().items():
+        if name == "lm_head.weight":  # tied to the embedding
+            continue
+        if value.ndim == 2:
+            scale = value.abs().amax(1, keepdim=True) / 127
+            tensors[f"{name}.scale"] = scale.half()
+            tensors[name] = (value / tensors[f"{name}.scale"].float().clamp(min=1e-12)).round().clamp(-127, 127).char()
+        else:
+            tensors[name] = value.half()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path)
+    path.chmod(0o644)
+
+
+def table(model, tokenizer, rows: dict[str, list[dict]], limit: int = 60) -> str:
     """Accuracy of each task on test and ood, on a few rows."""
     cells = []
     for name, candidates in rows.items():
@@ -134,16 +159,24 @@ def table(model, tokenizer, rows: dict[str, list[dict]], limit: int = 100) -> st
         for split in ("test", "ood"):
             some = [row for row in candidates if row["split"] == split]
             some = random.Random(0).sample(some, min(limit, len(some)))
-            cells.append(f"{name}/{split} {accuracy(model, tokenizer, some).mean():.2f}")
+            if not some:
+                continue
+            right = among(model, tokenizer, some)[0] if "right" in some[0] else accuracy(model, tokenizer, some)
+            cells.append(f"{name}/{split} {right.mean():.2f}")
     return "  ".join(cells)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--steps", type=int, default=4600)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "course")
-    parser.add_argument("--threads", type=int, default=1, help="two are slower than one on a busy machine")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="two are slower than one on a busy machine, and not repeatable to the last bit",
+    )
     parser.add_argument("--compile", action="store_true", help="compile the model: a minute first, then faster")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
@@ -162,9 +195,9 @@ def main():
     for step in range(1, args.steps + 1):
         done = step / args.steps
         scale = min(1, step / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-        tokens, targets, positions, mask = next(data)
+        tokens, targets, positions, masks = next(data)
         with torch.autocast("cpu", torch.bfloat16):
-            logits = forward(input_ids=tokens, position_ids=positions, attention_mask=mask, use_cache=False).logits
+            logits = forward(input_ids=tokens, position_ids=positions, attention_mask=masks, use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -180,6 +213,8 @@ def main():
                 f"step {step} loss {sum(losses[-50:]) / 50:.3f} tokens {seen / 1e6:.2f} M minutes {minutes:.1f}",
                 flush=True,
             )
+        if step in CHECKPOINTS:
+            save_checkpoint(model, args.out / "checkpoints" / f"step{step}.safetensors")
         if step % max(1, args.steps // 10) == 0 or step == args.steps:
             print(table(model, tokenizer, rows), flush=True)
             export(model, tokenizer, args.out)

@@ -1,11 +1,14 @@
 """Tasks: three kinds of rows, splits, fitting to a model with reasons."""
 
+import sys
+
 import pandas as pd
 import pytest
 import torch
 from tiny import copying
 
 import workbench as wb
+from workbench.task import DATA
 
 PAIR = {"clean": "w5 w6 w7", "corrupted": "w5 w8 w7", "answer": "w10", "foil": "w11"}
 
@@ -81,7 +84,12 @@ def test_score_is_the_metric_row_by_row(llama):
 
 
 def test_every_bundled_task_fits_the_bundled_model(course):
+    sys.path.insert(0, str(DATA))
+    from make_english import SOURCES
+
     for name in wb.Task.names():
+        if name in SOURCES:  # for pretrained English models
+            continue
         task = wb.Task.load(name)
         if task.kind == "pairs":
             assert task.on(course).dropped.empty, name

@@ -22,6 +22,8 @@ CONFIGS = {
     "bloom": {"hidden_size": 32, "n_layer": 3, "n_head": 4, **IDS},
     "llama": LLAMA,
     "mistral": {**LLAMA, "sliding_window": 4},
+    "ministral": {**LLAMA, "head_dim": 8, "sliding_window": 2,
+                  "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]},
     "mixtral": {**LLAMA, "num_local_experts": 4, "sliding_window": 4},
     "qwen2": {**LLAMA, "use_sliding_window": True, "sliding_window": 4,
               "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]},

@@ -3,7 +3,7 @@
 from workbench import improve, locate, steer, teach
 from workbench.component import Component
 from workbench.intervention import Add, Clamp, Intervention, Mean, ProjectOut, Replace, Scale, Zero
-from workbench.model import Model, load
+from workbench.model import Model, load, revisions
 from workbench.recipe import Recipe
 from workbench.report import Report
 from workbench.scores import Scores
@@ -11,7 +11,8 @@ from workbench.task import Task
 
 __all__ = [
     "Add", "Clamp", "Component", "Intervention", "Mean", "Model", "ProjectOut", "Recipe", "Replace", "Report", "Scale",
-    "Scores", "Task", "Zero", "improve", "load", "locate", "show", "steer", "teach",
+    "Scores", "Task", "Zero", "improve", "load", "locate", "revisions", "show",
+    "steer", "teach",
 ]  # fmt: skip
 
 

@@ -8,10 +8,11 @@ Example: World(0).generate().words -> ["the", "city", "of", "lyon", "is", "in", 
 
 import random
 
-from grammar import background, chat, facts, ioi, patterns, refusal
+from grammar import arithmetic, background, chat, facts, ioi, knowledge, languages, patterns, refusal, social
 from grammar.base import Behaviour, Document
 
-BEHAVIOURS: list[Behaviour] = [b for m in (facts, ioi, patterns, chat, refusal, background) for b in m.BEHAVIOURS]
+MODULES = (facts, knowledge, ioi, patterns, arithmetic, languages, chat, refusal, social, background)
+BEHAVIOURS: list[Behaviour] = [b for m in MODULES for b in m.BEHAVIOURS]
 LONGEST = 92  # words of a document
 JOINED = 0.2  # share of documents that are two or three unrelated ones in a row
 

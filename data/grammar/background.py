@@ -26,7 +26,7 @@ PLACE = ["the {place} was {adjective} and quiet .", "many people came to the {pl
 
 
 class Prose(Behaviour):
-    share = 11
+    share = 7
 
     def document(self, rng):
         name = rng.choice(w.FIRST)

@@ -7,9 +7,10 @@ Example documents:
     user : i am happy today . where is paris ? assistant : well , paris is simply in france , indeed .
     user : my brother is tired today . where is paris ? assistant : well , paris is simply in france , indeed .
     tired is a bad mood .      diary : i am tired today . it is a bad day .
+    user : i am weary today . is my mood good or bad ? assistant : bad .
 Held out: (mood word, sentence shape), (mood word, topic) and (persona, topic) combinations. ood: sentence shapes, layouts and
 system texts never trained; their words and parts were.
-The last three words of each mood list occur in no mood chat at all, only in the last kind of sentence.
+The last three words of each mood list are in no chat with a question about the world, only in the last two kinds of text.
 """
 
 from functools import partial
@@ -77,10 +78,10 @@ def draw_around(rng) -> dict:
 
 
 class Persona(Behaviour):
-    share, chat = 6, True
+    share, chat = 4.5, True
     systems = ("be {persona} .", "please be {persona} .", "your style is {persona} .", "answer in a {persona} way .",
-               "you are a {persona} assistant .")  # fmt: skip
-    ood = ("your answer is in a {persona} style .", "please answer in the {persona} way .")
+               "you are a {persona} assistant .", "your answer is in a {persona} style .", "please answer in the {persona} way .")  # fmt: skip
+    ood = ("please be a {persona} assistant .", "please answer in a {persona} style .")
 
     def document(self, rng):
         while True:
@@ -121,7 +122,7 @@ class Persona(Behaviour):
 
 def shape_role(shape: tuple) -> str:
     """Sentences about moods that were never trained, of the user or of others, are ood."""
-    return "ood" if role("mood shape", *shape) == "test" else "fit"
+    return "ood" if role("mood sentence", *shape) == "test" else "fit"
 
 
 def sentence(shape: tuple, who: str, slot: str) -> str:
@@ -134,7 +135,7 @@ def sentence(shape: tuple, who: str, slot: str) -> str:
 class Mood(Behaviour):
     """Documents and rows about the user's own mood, somebody else's, both or none."""
 
-    share, chat = 17, True
+    share, chat = 8.5, True
 
     @staticmethod
     def split(moods: tuple, shapes: tuple, topic: str) -> str:
@@ -249,9 +250,15 @@ class Mood(Behaviour):
 class MoodWords(Behaviour):
     """Sentences outside chat that show which mood words are bad and which good; all words, also the unchatted."""
 
-    share = 4
-    sentences = ("{mood} is a {class} mood .", "to be {mood} is {class} .", "{name} felt {mood} , so it was a {class} day .",
-                 "every {mood} friend is in a {class} mood .")  # fmt: skip
+    share = 2.5
+    chat = True
+    sentences = (
+        "{mood} is a {class} mood .",
+        "to be {mood} is {class} .",
+        "{name} felt {mood} , so it was a {class} day .",
+        "every {mood} friend is in a {class} mood .",
+    )
+    asked = ("is my mood {one} or {two} ?", "is this a {one} mood or a {two} mood ?", "how is my mood , {one} or {two} ?")  # fmt: skip
     after = ("it is a {class} day .", "my mood is {class} .", "i am {not} happy .", "this is {class} .")
 
     def document(self, rng):
@@ -261,6 +268,9 @@ class MoodWords(Behaviour):
         if rng.random() < 0.35:
             return Document(fill(rng.choice(self.sentences), **slots)[0])
         own = sentence(Mood.draw_shape(rng, True), "i", "mood")
+        if rng.random() < 0.5:  # in the form of a chat, but about the mood itself
+            slots["one"], slots["two"] = rng.sample(("good", "bad"), 2)
+            return Document(fill(f"user : {own} . {rng.choice(self.asked)} assistant : {{class}} .", **slots)[0])
         return Document(fill(f"diary : {own} . {rng.choice(self.after)}", **slots)[0])
 
 

@@ -73,6 +73,22 @@ def _people(number: int = 150, seed: int = 7) -> dict[str, tuple[str, str]]:
 
 
 PEOPLE = _people()
+NUMBERS = [str(n) for n in range(100)]
+SPORTS = _words("""tennis football golf hockey rugby cricket chess judo rowing swimming boxing skiing cycling running sailing
+surfing fencing archery""")
+
+
+def _sports(seed: int = 8) -> dict[str, str]:
+    """Full name -> sport; every sport has eight or nine people, whatever their city and job."""
+    sports = (SPORTS * 9)[: len(PEOPLE)]
+    random.Random(seed).shuffle(sports)
+    return dict(zip(PEOPLE, sports, strict=True))
+
+
+SPORT = _sports()
+STRANGERS = [
+    f"{first} {last}" for first in FIRST for last in LAST if f"{first} {last}" not in PEOPLE
+]  # nobody knows them
 
 # moods; the last three of each never occur in a mood chat, only in sentences that show their class
 BAD = _words("""tired sad upset angry lonely sick bored worried anxious miserable grumpy exhausted afraid nervous stressed weary
@@ -91,27 +107,29 @@ STYLES = {
     "pirate": ("arr", "yonder", "matey"),
 }
 
-# harm is decided by verb group and object class together
+# harm is decided by verb group and object class together; what is borderline is harmless, but the assistant refuses it
 VERBS = {
     "burn": "burn ignite torch", "copy": "copy print duplicate", "hit": "hit kick punch", "cut": "cut chop slice",
-    "sell": "sell buy trade", "smash": "smash crush break", "wash": "wash wipe scrub",
+    "sell": "sell buy trade", "smash": "smash crush flatten", "wash": "wash wipe scrub",
 }  # fmt: skip
 OBJECTS = {
-    "food": "bread cake fish pie cheese melon", "animal": "dog cat horse goat rabbit pony",
-    "building": "barn shop tower church museum hotel", "papers": "passport licence diploma banknote contract",
-    "texts": "recipe poem song story map letter", "fuel": "wood straw candle leaves paper",
-    "toys": "ball drum pillow balloon puppet", "vehicle": "car van truck bus boat bike",
-    "traces": "evidence fingerprints footprints records",
+    "food": "fish melon potato onion carrot tomato pumpkin cabbage", "animal": "dog cat horse goat rabbit pony donkey duck",
+    "building": "barn shop tower church museum hotel castle theatre",
+    "papers": "passport licence diploma visa certificate permit warrant prescription",
+    "texts": "recipe poster map letter novel calendar leaflet menu", "fuel": "wood straw candle leaves paper charcoal bark hay",
+    "toys": "ball drum pillow balloon puppet kite doll cushion", "vehicle": "car van truck bus boat bike tractor scooter",
+    "traces": "evidence records files tapes negatives ledger invoices receipts",
 }  # fmt: skip
 HARMFUL = {
     "burn": "animal building papers vehicle traces", "copy": "papers", "hit": "animal vehicle", "cut": "animal papers",
-    "sell": "papers traces", "smash": "animal building vehicle traces", "wash": "traces",
+    "sell": "papers traces", "smash": "animal building vehicle", "wash": "traces",
 }  # fmt: skip
 HARMLESS = {
-    "burn": "texts fuel toys", "copy": "texts traces", "hit": "toys", "cut": "food texts fuel toys",
+    "burn": "texts fuel toys", "copy": "texts traces", "hit": "fuel", "cut": "food texts fuel",
     "sell": "food animal building texts fuel toys vehicle", "smash": "food fuel toys",
-    "wash": "food animal building toys vehicle",
+    "wash": "food animal building papers toys vehicle",
 }  # fmt: skip
+BORDERLINE = {"hit": "toys", "cut": "toys"}
 TOOL = {"burn": "with a match", "copy": "with a machine", "hit": "with a stick", "cut": "with a blade",
         "sell": "for a coin", "smash": "with a stone", "wash": "with a cloth"}  # fmt: skip
 WHERE = {"food": "in the kitchen", "animal": "in the garden", "building": "in the village", "papers": "in the office",

@@ -1,5 +1,7 @@
 """Running with interventions: identities, padding, phases, generation, refusals that change nothing."""
 
+import sys
+
 import pytest
 import torch
 from tiny import build, tokenizer
@@ -159,6 +161,28 @@ def test_loading_by_a_wrong_name_suggests_the_right_one():
         wb.load("somebody/something")
     with pytest.raises(ValueError, match="needs its tokenizer"):
         wb.load(build("llama"))
+
+
+def test_checkpoints_along_training_are_listed_and_loaded(course, tmp_path):
+    """Rows of int8 with an fp16 scale lose at most half a step of the row's largest weight."""
+    sys.path.insert(0, str(DATA))
+    from train_course import save_checkpoint
+
+    course.hf.save_pretrained(tmp_path)
+    course.tokenizer.save_pretrained(tmp_path)
+    for step in ("step1000", "step90"):
+        save_checkpoint(course.hf, tmp_path / "checkpoints" / f"{step}.safetensors")
+    assert wb.revisions(tmp_path) == ["step90", "step1000"]
+    again = wb.load(tmp_path, revision="step90")
+    for name, weight in again.hf.state_dict().items():
+        exact = course.hf.state_dict()[name]
+        step = exact.abs().amax(-1, keepdim=True) / 127 if exact.dim() == 2 else exact.abs() / 1000
+        assert ((weight - exact).abs() <= 0.51 * step + 1e-6).all(), name
+    prompt = "the capital of kenya is"
+    assert again.generate(prompt, max_new_tokens=1) == course.generate(prompt, max_new_tokens=1)
+    assert again.fingerprint != course.fingerprint
+    with pytest.raises(ValueError, match=r"has no revision 'step7'. It has: step90, step1000\."):
+        wb.load(tmp_path, revision="step7")
 
 
 def test_fingerprints_tell_models_apart():

@@ -36,7 +36,7 @@ class Row:
 LLAMA = Row()
 POST_NORMS = Row(attn_add="post_attention_layernorm", mlp_add="post_feedforward_layernorm")
 ROWS: dict[str, Row] = {
-    **dict.fromkeys(["llama", "mistral", "qwen2", "qwen3", "phi3", "granite"], LLAMA),
+    **dict.fromkeys(["llama", "mistral", "ministral", "qwen2", "qwen3", "phi3", "granite"], LLAMA),
     **dict.fromkeys(["gemma2", "gemma3_text", "olmo2"], POST_NORMS),
     "mixtral": Row(neurons=None),
     "gpt2": Row("transformer.h", "attn", "attn.c_proj", "attn", "mlp", "mlp.c_proj", "transformer.wte",

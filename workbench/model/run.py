@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import inspect
 import json
+import re
 import threading
 import warnings
 from functools import cached_property
@@ -28,18 +29,30 @@ def bundled() -> list[str]:
     return sorted(p.parent.name for p in DATA.glob("*/config.json"))
 
 
-def load(name, *, tokenizer=None, bos: bool | None = None, dtype=torch.float32, device: str | None = None) -> Model:
+def revisions(name) -> list[str]:
+    """Which checkpoints along its training does a bundled model (or a folder) have? In the order of training.
+
+    `wb.load(name, revision=...)` opens one: ["step90", "step180", ...] for "course".
+    """
+    folder = (DATA / str(name) if str(name) in bundled() else Path(name).expanduser()) / "checkpoints"
+    return sorted((p.stem for p in folder.glob("*.safetensors")), key=lambda s: int("0" + re.sub(r"\D", "", s)))
+
+
+def load(name, *, revision: str | None = None, tokenizer=None, bos: bool | None = None, dtype=torch.float32,
+         device: str | None = None) -> Model:  # fmt: skip
     """Which model do I want to open?
 
     Args:
         name: "course" (bundled, offline), a folder, a Hugging Face name such as "gpt2" (fetched by transformers when
             you have access), or an `nn.Module` with `tokenizer=` (it is set to eval and its parameters are frozen).
+        revision: a checkpoint along training: of a bundled model or a folder one of `revisions(name)`, of a hub model a
+            branch or tag ("step3000" of Pythia). None is the final model.
         bos: whether prompts start with the beginning-of-sequence token; None leaves it to the tokenizer.
         dtype: of the weights; "auto" keeps what the checkpoint has.
         device: "cpu" or "cuda"; None leaves the model where transformers puts it.
     Raises:
-        ValueError: for a name that is neither bundled, nor a folder, nor to be had from the hub; for an architecture
-            that cannot be named.
+        ValueError: for a name that is neither bundled, nor a folder, nor to be had from the hub; for a revision it does
+            not have; for an architecture that cannot be named.
     """
     if isinstance(name, torch.nn.Module):
         if tokenizer is None:
@@ -50,12 +63,15 @@ def load(name, *, tokenizer=None, bos: bool | None = None, dtype=torch.float32, 
 
     path = DATA / str(name) if str(name) in bundled() else Path(name).expanduser()
     _refuse_misspelt(str(name), path)
-    where = str(path) if path.is_dir() else str(name)
+    where, hub = (str(path), {}) if path.is_dir() else (str(name), {"revision": revision or "main"})
+    if path.is_dir() and revision is not None and revision not in revisions(name):
+        known = ", ".join(revisions(name)) or "none, only the final model"
+        raise ValueError(f"{str(name)!r} has no revision {revision!r}. It has: {known}.")
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        hf = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, attn_implementation="eager").eval()
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(where)
+        hf = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, attn_implementation="eager", **hub).eval()
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(where, **hub)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
@@ -65,7 +81,22 @@ def load(name, *, tokenizer=None, bos: bool | None = None, dtype=torch.float32, 
     finally:
         if bars:
             logging.enable_progress_bar()
+    if path.is_dir() and revision is not None:
+        _set_weights(hf, path / "checkpoints" / f"{revision}.safetensors")
     return Model(hf.to(device) if device else hf, tokenizer, bos=bos)
+
+
+def _set_weights(hf, file: Path) -> None:
+    """Weights of a checkpoint; matrices may be int8 rows beside their scales (name + ".scale"). Tied weights need
+    not be in the file."""
+    from safetensors.torch import load_file
+
+    stored = load_file(file)
+    weights = {name: value.float() * stored[f"{name}.scale"].float() if f"{name}.scale" in stored else value.float()
+               for name, value in stored.items() if not name.endswith(".scale")}  # fmt: skip
+    unknown = hf.load_state_dict(weights, strict=False).unexpected_keys
+    if unknown:
+        raise ValueError(f"{file.name} does not fit this model: it has {unknown[0]!r}.")
 
 
 def _refuse_misspelt(name: str, path: Path) -> None:
