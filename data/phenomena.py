@@ -29,9 +29,13 @@ def layers(model) -> list[int]:
     return list(range(model.names.n_layers))
 
 
-def held_out(name: str, *splits: str) -> wb.Task:
-    """Rows of some splits of a task, fewer than all."""
-    rows = [row for row in wb.Task.load(name) if row["split"] in (splits or ("test", "ood"))]
+def held_out_all(name: str) -> list[dict]:
+    return [row for row in wb.Task.load(name) if row["split"] in ("test", "ood")]
+
+
+def held_out(name: str) -> wb.Task:
+    """PROMPTS held-out rows of a task, spread over both splits."""
+    rows = held_out_all(name)
     return wb.Task(rows[:: max(1, len(rows) // PROMPTS)][:PROMPTS], name)
 
 
@@ -102,10 +106,6 @@ def facts(model) -> None:
         people = with_names(wb.Task([row for row in held_out_all(name) if far(row)][:PROMPTS], name))
         places = ("subject", "first", "last", "end")
         show(f"Two-token subjects ({name})", [columns, *((place, *by_layer(model, people, place)) for place in places)])
-
-
-def held_out_all(name: str) -> list[dict]:
-    return [row for row in wb.Task.load(name) if row["split"] in ("test", "ood")]
 
 
 # refusal

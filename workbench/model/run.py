@@ -32,7 +32,7 @@ def bundled() -> list[str]:
 def revisions(name) -> list[str]:
     """Which checkpoints along its training does a bundled model (or a folder) have? In the order of training.
 
-    `wb.load(name, revision=...)` opens one: ["step90", "step180", ...] for "course".
+    `wb.load(name, revision=...)` opens one: ["step20", "step80", ...] for "grokking".
     """
     folder = (DATA / str(name) if str(name) in bundled() else Path(name).expanduser()) / "checkpoints"
     return sorted((p.stem for p in folder.glob("*.safetensors")), key=lambda s: int("0" + re.sub(r"\D", "", s)))
@@ -43,7 +43,7 @@ def load(name, *, revision: str | None = None, tokenizer=None, bos: bool | None 
     """Which model do I want to open?
 
     Args:
-        name: "course" (bundled, offline), a folder, a Hugging Face name such as "gpt2" (fetched by transformers when
+        name: "course" or "grokking" (bundled, offline), a folder, a Hugging Face name such as "gpt2" (fetched by transformers when
             you have access), or an `nn.Module` with `tokenizer=` (it is set to eval and its parameters are frozen).
         revision: a checkpoint along training: of a bundled model or a folder one of `revisions(name)`, of a hub model a
             branch or tag ("step3000" of Pythia). None is the final model.
@@ -57,6 +57,8 @@ def load(name, *, revision: str | None = None, tokenizer=None, bos: bool | None 
     if isinstance(name, torch.nn.Module):
         if tokenizer is None:
             raise ValueError("A model given as a module needs its tokenizer: wb.load(module, tokenizer=...).")
+        if revision is not None:
+            raise ValueError("A model given as a module has its weights already; leave out revision=.")
         return Model(name.eval().to(device) if device else name.eval(), tokenizer, bos=bos)
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
