@@ -216,7 +216,7 @@ def languages(model) -> None:
     tests = {
         name: [row for row in told if row["entity"].startswith(code)][:PROMPTS] for code, name in LANGUAGES.items()
     }
-    texts = {name: [row["text"] for row in wb.Task.load(f"{name}_text") if row["split"] == "fit"] for name in tests}
+    texts = {name: [row["text"] for row in wb.Task.load(f"text_{name}") if row["split"] == "fit"] for name in tests}
     width, total = model.hf.config.intermediate_size, model.names.n_layers * model.hf.config.intermediate_size
     before = {name: word_loss(model, rows) for name, rows in tests.items()}
     table = [

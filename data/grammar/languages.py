@@ -241,7 +241,7 @@ class Told(Behaviour):
     def tasks(self, rng):
         found = {"language_word": self.pairs(rng, by="language"), "language_concept": self.pairs(rng, by="concept")}
         for lang, name in LANGUAGES.items():
-            rows = found[f"{name}_text"] = []
+            rows = found[f"text_{name}"] = []
             for place in ("fit", "select", "test", "ood"):
                 for _ in range(200):
                     wanted = rng.choice(("test", "test", "select")) if place == "ood" else place
