@@ -24,6 +24,7 @@ class Scores:
         labels: position -> token text, where the prompts agree on it.
         cost: forward-pass equivalents (one batch of all prompts is one); seconds; seed.
         why: for a score without interval or null, the reason.
+        columns: further columns of the table [component]: other nulls (`null_untrained`), other figures (`auroc`).
     """
 
     components: list[Component]
@@ -34,8 +35,8 @@ class Scores:
     per_prompt: np.ndarray
     method: str
     metric: str
-    clean: float
-    corrupted: float
+    clean: float = float("nan")
+    corrupted: float = float("nan")
     direction: str = ""
     null: str = ""
     labels: dict = field(default_factory=dict)
@@ -44,6 +45,7 @@ class Scores:
     seconds: float = float("nan")
     seed: int = 0
     why: str = ""
+    columns: dict = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -68,6 +70,8 @@ class Scores:
             "position": [one.position for one in self.components],
             "score": self.values, "ci_lo": self.ci_lo, "ci_hi": self.ci_hi, "null_p95": self.null_p95,
         })  # fmt: skip
+        for name, column in self.columns.items():
+            table[name] = np.asarray(column)
         table["n"] = self.n
         return table.iloc[np.argsort(-np.abs(self.values), kind="stable")].reset_index(drop=True)
 
@@ -95,12 +99,13 @@ class Scores:
         """What was done, with the baselines, in one line."""
         how = f", {self.direction}" if self.direction else ""
         prompts = "1 prompt" if self.n == 1 else f"{self.n} prompts"
-        return (f"{self.method}{how}: {self.metric} {self.clean:+.2f} clean, {self.corrupted:+.2f} corrupted "
-                f"({self.task + ', ' if self.task else ''}{prompts})")  # fmt: skip
+        sides = f" {self.clean:+.2f} clean, {self.corrupted:+.2f} corrupted" if self.clean == self.clean else ""
+        return f"{self.method}{how}: {self.metric}{sides} ({self.task + ', ' if self.task else ''}{prompts})"
 
     def __repr__(self) -> str:
         best = self.top(1)[0]
-        return (f"Scores({self.method} {self.direction}, {len(self.components)} components of kind {self.kind}, "
+        how = f" {self.direction}" if self.direction else ""
+        return (f"Scores({self.method}{how}, {len(self.components)} components of kind {self.kind}, "
                 f"n={self.n}, top {best} {self[best]:+.2f})")  # fmt: skip
 
     def plot(self, **kwargs):
@@ -118,7 +123,13 @@ class Scores:
         plain = {name: getattr(self, name) for name in PLAIN}
         plain["components"] = [str(one) for one in self.components]
         plain["labels"] = [[k, v] for k, v in self.labels.items()]
-        arrays = {name: np.ascontiguousarray(getattr(self, name), dtype=np.float64) for name in ARRAYS}
+        arrays = {name: getattr(self, name) for name in ARRAYS}
+        numbers = {name: np.asarray(column) for name, column in self.columns.items()}
+        plain["columns"] = {
+            name: column.tolist() for name, column in numbers.items() if column.dtype.kind not in "fiub"
+        }
+        arrays |= {f"column.{name}": column for name, column in numbers.items() if name not in plain["columns"]}
+        arrays = {name: np.ascontiguousarray(array, dtype=np.float64) for name, array in arrays.items()}
         save_file(arrays, folder / "scores.safetensors")
         self.frame.to_csv(folder / "scores.csv", index=False)
         (folder / "scores.json").write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
@@ -139,7 +150,12 @@ class Scores:
         plain = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
         plain["components"] = [Component.parse(one) for one in plain["components"]]
         plain["labels"] = dict(plain["labels"])
-        return cls(**plain, **load_file(folder / "scores.safetensors"))
+        arrays = load_file(folder / "scores.safetensors")
+        columns = {
+            name.removeprefix("column."): arrays.pop(name) for name in list(arrays) if name.startswith("column.")
+        }
+        plain["columns"] = plain.get("columns", {}) | columns
+        return cls(**plain, **arrays)
 
 
 ARRAYS = ("values", "ci_lo", "ci_hi", "null_p95", "per_prompt")

@@ -53,7 +53,7 @@ def test_sizes_and_ranges(llama):
     assert (names.n_layers, names.n_heads, names.d_head, names.d_model, names.d_mlp) == (3, 4, 8, 32, 48)
     assert len(names.expand([Component.parse("z")])) == 12
     for text, said in [("z.3.0", "layers 0 to 2"), ("z.0.4", "heads 0 to 3"), ("neuron.0.48", "neurons 0 to 47"),
-                       ("q.0.1", "not offered in this version"), ("logits", "not offered")]:  # fmt: skip
+                       ("k.0.2", "heads 0 to 1"), ("logits", "not offered")]:  # fmt: skip
         with pytest.raises(ValueError, match=said):
             names.validate(Component.parse(text))
 

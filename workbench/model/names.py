@@ -15,7 +15,8 @@ import torch
 
 from workbench.component import KINDS, Component
 
-READY = ("embed", "resid_pre", "z", "attn_out", "resid_mid", "neuron", "mlp_out", "resid_post", "ln_final")
+INSIDE = ("q", "k", "v", "attn_scores", "pattern")  # between the projections and z; in the prompt's pass only
+READY = ("embed", "resid_pre", *INSIDE, "z", "attn_out", "resid_mid", "neuron", "mlp_out", "resid_post", "ln_final")
 
 
 @dataclass(frozen=True)
@@ -31,22 +32,34 @@ class Row:
     embed: str = "model.embed_tokens"
     ln_final: str = "model.norm"
     attn_adds_residual: bool = False  # the attention module itself adds the stream to its output
+    # weights: one module each for q, k and v, or one for all three, then "stacked" (all q, all k, all v) or "by head"
+    qkv: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    layout: str = "stacked"
+    mlp_in: tuple[str, ...] | None = ("mlp.gate_proj", "mlp.up_proj")  # one without a gate; None where fused by expert
+    norm_attn: str | None = "input_layernorm"  # None: attention reads the bare stream
+    norm_mlp: str | None = "post_attention_layernorm"
 
 
 LLAMA = Row()
-POST_NORMS = Row(attn_add="post_attention_layernorm", mlp_add="post_feedforward_layernorm")
+GEMMA = Row(attn_add="post_attention_layernorm", mlp_add="post_feedforward_layernorm",
+            norm_mlp="pre_feedforward_layernorm")  # fmt: skip
 ROWS: dict[str, Row] = {
-    **dict.fromkeys(["llama", "mistral", "ministral", "qwen2", "qwen3", "phi3", "granite"], LLAMA),
-    **dict.fromkeys(["gemma2", "gemma3_text", "olmo2"], POST_NORMS),
-    "mixtral": Row(neurons=None),
+    **dict.fromkeys(["llama", "mistral", "ministral", "qwen2", "qwen3", "granite"], LLAMA),
+    "phi3": Row(qkv=("self_attn.qkv_proj",), mlp_in=("mlp.gate_up_proj",)),
+    **dict.fromkeys(["gemma2", "gemma3_text"], GEMMA),
+    "olmo2": Row(attn_add="post_attention_layernorm", mlp_add="post_feedforward_layernorm", norm_attn=None, norm_mlp=None),
+    "mixtral": Row(neurons=None, mlp_in=None),
     "gpt2": Row("transformer.h", "attn", "attn.c_proj", "attn", "mlp", "mlp.c_proj", "transformer.wte",
-                "transformer.ln_f"),
+                "transformer.ln_f", qkv=("attn.c_attn",), mlp_in=("mlp.c_fc",), norm_attn="ln_1", norm_mlp="ln_2"),
     "gpt_neox": Row("gpt_neox.layers", "attention", "attention.dense", "attention", "mlp", "mlp.dense_4h_to_h",
-                    "gpt_neox.embed_in", "gpt_neox.final_layer_norm"),
+                    "gpt_neox.embed_in", "gpt_neox.final_layer_norm", qkv=("attention.query_key_value",), layout="by head",
+                    mlp_in=("mlp.dense_h_to_4h",)),
     "opt": Row("model.decoder.layers", "self_attn", "self_attn.out_proj", "self_attn", "fc2", "fc2",
-               "model.decoder.embed_tokens", "model.decoder.final_layer_norm"),
+               "model.decoder.embed_tokens", "model.decoder.final_layer_norm", mlp_in=("fc1",),
+               norm_attn="self_attn_layer_norm", norm_mlp="final_layer_norm"),
     "bloom": Row("transformer.h", "self_attention", "self_attention.dense", "self_attention.dense",
-                 "mlp.dense_4h_to_h", "mlp.dense_4h_to_h", "transformer.word_embeddings", "transformer.ln_f", True),
+                 "mlp.dense_4h_to_h", "mlp.dense_4h_to_h", "transformer.word_embeddings", "transformer.ln_f", True,
+                 qkv=("self_attention.query_key_value",), layout="by head", mlp_in=("mlp.dense_h_to_4h",)),
 }  # fmt: skip
 
 
@@ -81,12 +94,46 @@ class Place:
             self.envoy.output = (value, *whole[1:]) if isinstance(whole, tuple) else value
 
 
+class InsideAttention(Place):
+    """A tensor between the projections and z, [row, position, head * width]; the width is d_head for q, k (after the
+    rotary embedding) and v, and the number of key positions for attn_scores and pattern.
+
+    transformers gives all but the oldest architectures one attention function; nnsight reads and changes what goes
+    through it.
+    """
+
+    def __init__(self, attn, kind: str):
+        super().__init__(attn, kind, 0)
+
+    def get(self) -> torch.Tensor:
+        call = self.envoy.source.attention_interface_1
+        if self.side in ("q", "k", "v"):
+            value = call.inputs[0]["_qkv".index(self.side)]
+        elif self.side == "attn_scores":
+            value = call.source.nn_functional_softmax_0.inputs[0][0]
+        else:
+            value = call.source.nn_functional_dropout_0.output
+        self.heads = value.shape[1]
+        return value.transpose(1, 2).flatten(2)
+
+    def set(self, value: torch.Tensor) -> None:
+        call = self.envoy.source.attention_interface_1
+        value = value.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        if self.side == "pattern":
+            call.source.nn_functional_dropout_0.output = value
+            return
+        call = call if self.side != "attn_scores" else call.source.nn_functional_softmax_0
+        args, kwargs = call.inputs
+        which = "_qkv".index(self.side) if self.side != "attn_scores" else 0
+        call.inputs = ((*args[:which], value, *args[which + 1 :]), kwargs)
+
+
 class Names:
     """Which tensor does a component name in this model, and which components can it offer?
 
     Attributes:
-        n_layers, n_heads, d_head, d_model, d_mlp, d_vocab: the model's sizes (d_mlp is None where neurons are not
-            offered).
+        n_layers, n_heads, n_kv_heads, d_head, d_model, d_mlp, d_vocab: the model's sizes (d_mlp is None where neurons
+            are not offered; keys and values may have fewer heads than queries).
         refused: kind -> the sentence that says why this model does not offer it.
     """
 
@@ -94,6 +141,7 @@ class Names:
         self.nn, self.row = nn, row
         self.layers = attrgetter(row.layers)(nn)
         self.n_layers, self.n_heads = len(self.layers), config.num_attention_heads
+        self.n_kv_heads = getattr(config, "num_key_value_heads", None) or self.n_heads
         self.scale = float(getattr(config, "residual_multiplier", None) or 1.0)
         self.d_model, self.d_vocab = config.hidden_size, config.vocab_size
         self.d_head, self.d_mlp = None, None
@@ -129,6 +177,8 @@ class Names:
             return Place(self.part("heads", layer), "input", rows)
         if kind == "neuron":
             return Place(self.part("neurons", layer), "input", rows)
+        if kind in INSIDE:
+            return InsideAttention(self.part("attn", layer), kind)
         if kind == "embed":
             return Place(attrgetter(self.row.embed)(self.nn), "output", rows)
         if kind == "ln_final":
@@ -159,6 +209,8 @@ class Names:
 
     def size(self, kind: str) -> int | None:
         """How many heads or neurons a layer has; None for kinds without an index."""
+        if kind in ("k", "v"):
+            return self.n_kv_heads
         return {"head": self.n_heads, "neuron": self.d_mlp}.get(KINDS[kind][0])
 
     def expand(self, components) -> list[Component]:
@@ -200,6 +252,11 @@ class Names:
             why = f"resid_pre + {{}} does not give resid_post here (off by {error:.1%}), so it cannot be told apart."
             for kind in ("attn_out", "mlp_out", "resid_mid"):
                 self.refused[kind] = why.format("attn_out + mlp_out")
+        if "attention_interface_1" not in _operations(self.part("attn", 0)):
+            for kind in INSIDE:
+                self.refused[kind] = f"{kind}: this architecture computes attention in a way of its own; use z."
+        elif not trace(_patterns_sum_to_one):
+            self.refused["pattern"] = "pattern: attention does not sum to one here (sinks), so it is not offered."
         moved = trace(_read_mlp_without_attention)
         if torch.allclose(moved.double(), mlp[0], rtol=1e-6, atol=0):
             self.parallel = True
@@ -222,6 +279,17 @@ def _read_all(names: Names, rows: int) -> dict:
         found["tuple"] = (isinstance(whole, tuple), len(whole) - 1 if isinstance(whole, tuple) else 0)
         found["resid_post"].append(first(whole).clone())
     return found
+
+
+def _operations(attn) -> str:
+    """The operations of an attention module that nnsight can reach, as text."""
+    return str(attn.source)
+
+
+def _patterns_sum_to_one(names: Names, rows: int) -> bool:
+    place = names.place("pattern", 0, rows)
+    pattern = place.get().unflatten(2, (names.n_heads, -1)).float()
+    return bool(torch.allclose(pattern.sum(-1), torch.ones_like(pattern[..., 0]), atol=1e-2))
 
 
 def _read_mlp_without_attention(names: Names, rows: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ import torch
 
 from workbench.component import RANK, Component
 from workbench.intervention import Intervention
-from workbench.model.names import Names
+from workbench.model.names import INSIDE, Names
 from workbench.recipe import Recipe, flatten
 
 SAME_PLACE = {"resid_mid": "attn_out"}  # kinds that live in another kind's tensor
@@ -63,12 +63,14 @@ class Edits:
     """
 
     def __init__(self, names: Names, interventions, prompts: Prompts, read=()):
-        self.names, self.prompts, self.read = names, prompts, list(read)
+        self.names, self.prompts, self.read, self.tracked = names, prompts, list(read), None
         stops: dict[tuple[str, int | None], list] = {}
         for one in flatten(interventions):
             for which, family in enumerate(one.at):
                 for component in names.expand([family]):
                     columns = [prompts.columns(component, row) for row in range(len(prompts.ids))]
+                    if component.kind in INSIDE and one.phase == "generation":
+                        raise ValueError(f"{component} can be changed in the prompt only: give phase='prompt'.")
                     if not one.does_nothing:
                         stops.setdefault(_stop(component), []).append((component, one, which, columns))
         for component in self.read:
@@ -93,7 +95,10 @@ class Edits:
                 mask = self._mask(component, intervention, columns, value, step)
                 if mask is not None:
                     value = self._changed(value, pre, component, intervention, which, mask)
-            if edits:
+            if self.tracked is not None:  # what is set is what flows on, so that gradients arrive at it
+                value = value if value.requires_grad else value.detach().requires_grad_(True)
+                self.tracked[kind, layer] = value
+            if edits or self.tracked is not None:
                 place.set(value)
             if kind in ("resid_pre", "resid_post"):
                 pre = value
@@ -101,6 +106,24 @@ class Edits:
                 if _stop(component) == (kind, layer):
                     found[component] = self._view(value, pre, component).clone()
         return found
+
+    def visit_gradients(self, metric) -> tuple:
+        """Inside a trace: visit every site, and the metric's gradient at what is to be read.
+
+        Returns:
+            (metric [row], component -> activation, component -> gradient), both as `visit` returns activations.
+        """
+        with torch.enable_grad():
+            self.tracked = {}
+            found = self.visit()
+            value = metric(self.names.nn.output.logits[:, -1].float())
+            sites = list(self.tracked)
+            grads = torch.autograd.grad(value.sum(), [self.tracked[site] for site in sites], allow_unused=True)
+        grads = {s: torch.zeros_like(self.tracked[s]) if g is None else g for s, g in zip(sites, grads, strict=True)}
+        # the stream between attention and FFN is reached through what attention writes
+        slopes = {one: self._view(grads[_stop(one)], 0, one).clone() for one in self.read}
+        self.tracked = None
+        return value.detach(), {one: x.detach() for one, x in found.items()}, slopes
 
     def visit_logits(self) -> torch.Tensor:
         """Inside a trace: visit every site, then the logits [row, position, d_vocab]."""
@@ -110,19 +133,18 @@ class Edits:
     def _view(self, value, pre, component: Component) -> torch.Tensor:
         if component.kind == "resid_mid":
             return pre + value
-        if component.kind == "z":
-            width = self.names.d_head
-            return value[..., component.index * width : (component.index + 1) * width]
-        if component.kind == "neuron":
-            return value[..., component.index : component.index + 1]
-        return value
+        size = self.names.size(component.kind)
+        if size is None:
+            return value
+        width = value.shape[-1] // size
+        return value[..., component.index * width : (component.index + 1) * width]
 
     def _changed(self, value, pre, component, intervention: Intervention, which: int, mask) -> torch.Tensor:
         x = self._view(value, pre, component)
         new = torch.where(mask, intervention.change(x, which).to(x.dtype), x)
         if component.kind == "resid_mid":
             return torch.where(mask, new - pre, value)
-        if component.kind in ("z", "neuron"):
+        if component.index is not None:
             value = value.clone()
             self._view(value, pre, component).copy_(new)
             return value
@@ -131,6 +153,8 @@ class Edits:
     def _mask(self, component, intervention, columns, value, step) -> torch.Tensor | None:
         """[row, column, 1], true where the intervention acts in this pass; None where it does not act at all."""
         prompts, phase, width = self.prompts, intervention.phase, value.shape[1]
+        if step > 0 and component.kind in INSIDE:
+            return None
         cached = step > 0 and width == 1
         if cached:
             return None if phase == "prompt" else torch.ones(1, 1, 1, dtype=torch.bool, device=value.device)

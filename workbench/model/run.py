@@ -18,6 +18,7 @@ import torch
 from workbench.component import Component, components
 from workbench.model.names import Names, find_names
 from workbench.model.plan import TOKENS_PER_PASS, Edits, Prompts, check_recipe
+from workbench.model.weights import weight
 from workbench.task import DATA
 
 nnsight.register("workbench")  # so that traces can leave the machine (remote=)
@@ -202,6 +203,10 @@ class Model:
         bos = self.tokenizer.bos_token
         return text.removeprefix(bos).lstrip(" ") if self.bos and bos else text
 
+    def weight(self, name: str, layer: int | None = None, index: int | None = None) -> torch.Tensor:
+        """A weight matrix under its field name: `model.weight("W_O", 4, 2)`. See `workbench.model.weights`."""
+        return weight(self, name, layer, index)
+
     # running
 
     def inputs(self, ids, mask=None, start: int = 0) -> dict:
@@ -286,14 +291,36 @@ class Model:
             run = self._edits(interventions, part, wanted)
             seen = self.trace(self.inputs(part), run.visit)
             for one in wanted:
-                x = seen[one].float().cpu()
-                if one.position is not None:
-                    rows = [x[row, part.columns(one, row)].mean(0) for row in range(len(x))]
-                    x = torch.stack(rows)
-                parts[one].append(x.squeeze(-1) if one.kind == "neuron" else x)
+                parts[one].append(_placed(seen[one], part, one))
         found = {one: torch.cat(blocks) for one, blocks in parts.items()}
         single = isinstance(at, (str, Component)) and len(wanted) == 1
         return found[wanted[0]] if single else found
+
+    def gradients(self, prompts, at, metric, *interventions, spans=None):
+        """How does a metric of the next token change with the activations here?
+
+        Args:
+            at: components as for `activations`.
+            metric: (logits [row, d_vocab] at the last position, prompt numbers [row]) -> [row].
+        Returns:
+            (metric [prompt], activations, gradients), the last two as dicts from component to a tensor such as
+            `activations` gives; with a span of several tokens, means over it.
+        """
+        wanted = self.names.expand(components(at))
+        prompts = self._prompts(prompts, spans)
+        if len(set(map(len, prompts.ids))) > 1 and any(one.position is None for one in wanted):
+            raise ValueError("These prompts differ in length, so their positions do not line up. Name a position, for "
+                             "example '@-1', or give prompts of equal length.")  # fmt: skip
+        values, acts, slopes, done = [], {one: [] for one in wanted}, {one: [] for one in wanted}, 0
+        for part in prompts.chunks():
+            run, rows = self._edits(interventions, part, wanted), torch.arange(done, done + len(part.ids))
+            value, seen, grads = self.trace(self.inputs(part), _with_gradients(run, metric, rows))
+            values.append(value.float().cpu())
+            for one in wanted:
+                acts[one].append(_placed(seen[one], part, one))
+                slopes[one].append(_placed(grads[one], part, one))
+            done += len(part.ids)
+        return torch.cat(values), *({one: torch.cat(x) for one, x in parts.items()} for parts in (acts, slopes))
 
     def generate(self, prompts, *interventions, max_new_tokens: int = 20, seed: int = 0, **kwargs):
         """What does the model say, with these interventions?
@@ -347,3 +374,15 @@ class Model:
             sample = tensor.flatten()[:: max(1, tensor.numel() // 64)].to(torch.bfloat16).float().cpu()
             digest.update(name.encode() + sample.numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def _placed(x: torch.Tensor, part: Prompts, one: Component) -> torch.Tensor:
+    """What was read of one component, at its position (a span of several tokens averaged)."""
+    x = x.float().cpu()
+    if one.position is not None:
+        x = torch.stack([x[row, part.columns(one, row)].mean(0) for row in range(len(x))])
+    return x.squeeze(-1) if one.kind == "neuron" else x
+
+
+def _with_gradients(run: Edits, metric, rows: torch.Tensor):
+    return lambda: run.visit_gradients(lambda logits: metric(logits, rows))
