@@ -59,8 +59,8 @@ def test_inside_attention(tiny, words):
         return
     prompts, names = words(6, 6), tiny.names
     own = 3 * names.n_kv_heads // names.n_heads
-    acts = tiny.activations(prompts, ["attn_scores.1.3", "pattern.1.3", f"v.1.{own}", "z.1.3"])
-    scores, pattern, value, z = acts.values() if list(acts)[0].kind == "attn_scores" else None
+    acts = tiny.activations(prompts, ["attn_scores.1.3", "pattern.1.3", f"v.1.{own}", "z.1.3"])  # in this order
+    scores, pattern, value, z = acts.values()
     assert torch.allclose(pattern.sum(-1), torch.ones(2, 6), atol=1e-5)
     assert not pattern.triu(1).any()
     assert torch.allclose(scores.softmax(-1), pattern, atol=1e-5)

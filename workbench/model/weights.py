@@ -21,7 +21,7 @@ def weight(model, name: str, layer: int | None = None, index: int | None = None)
     Source:
         Elhage et al. 2021 for the names; weights are those of the checkpoint, with no norm folded in.
     """
-    names, config = model.names, model.hf.config
+    names = model.names
     if name not in NAMES:
         raise ValueError(f"There is no weight {name!r}; there are {', '.join(NAMES)}.")
     if name == "W_E":
