@@ -7,6 +7,7 @@ The only folder that imports ipywidgets or anywidget. A view holds a value, and 
 from __future__ import annotations
 
 from workbench.intervention import Intervention
+from workbench.model import Model
 from workbench.recipe import Recipe
 from workbench.report import Report
 from workbench.scores import Scores
@@ -19,7 +20,8 @@ def show(value, *args, **kwargs):
 
     Args:
         value: Scores, for a grid to click (`.selected`); an Intervention or Recipe with a model and `prompt=`
-            (`task=`, `max_new_tokens=`), for a panel to steer with (`.value`, `.text`); a Report, for its picture.
+            (`task=`, `max_new_tokens=`), for a panel to steer with (`.value`, `.text`); a Report, for its picture; a Model
+            with a prompt, for the attention patterns of its heads (`.selected`).
     Returns:
         The view. It appears when it is the last line of a cell, or with `display(view)`.
     Raises:
@@ -39,11 +41,17 @@ def show(value, *args, **kwargs):
             raise TypeError('To steer, show() needs a model and a prompt: wb.show(push, model, prompt="...").')
 
         return Panel(value, *args, **kwargs)
+    if isinstance(value, Model):
+        from workbench.views.attention import Attention
+
+        if not (args or "prompt" in kwargs):
+            raise TypeError('To see attention patterns, show() needs a prompt: wb.show(model, "tom has a cat").')
+        return Attention(value, *args, **kwargs)
     if isinstance(value, Report):
         from workbench.views.report import ReportView
 
         return ReportView(value, *args, **kwargs)
     raise TypeError(
         f"show() has no view for {type(value).__name__}. It takes Scores; an Intervention or Recipe, with a model and "
-        'prompt="..."; or a Report.'
+        'prompt="..."; a Report; or a Model and a prompt.'
     )
