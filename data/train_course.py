@@ -1,6 +1,6 @@
-"""Trains the bundled model "course" from scratch on the small world of grammar/, in about half an hour on two CPU cores.
+"""Trains the bundled model "course" from scratch on the small world of grammar/, in about an hour and a quarter on one CPU core.
 
-    OMP_NUM_THREADS=2 python train_course.py --seed 0 --steps 4600 --compile --threads 2
+    OMP_NUM_THREADS=1 python train_course.py --seed 0 --compile
 
 Example of one packed row of 96 tokens (positions restart and attention is cut at every <bos>):
     <bos> the city of lyon is in france . <eos> <bos> user : i am tired today . where is ... <eos> <pad> <pad>
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from evaluate_course import accuracy, among
 from grammar import World, patterns, tasks
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import MinistralConfig, MinistralForCausalLM, PreTrainedTokenizerFast
 
@@ -66,9 +66,9 @@ def pack(documents: list[tuple[list[int], list[bool]]]) -> list[list]:
     return rows
 
 
-def batches(seed: int, ids: dict[str, int]):
+def batches(world: World, seed: int, ids: dict[str, int]):
     """Endless batches: tokens, targets (-100 where there is no loss), positions, masks to add to attention scores."""
-    world, shuffle = World(seed), random.Random(seed)
+    shuffle = random.Random(seed)
     while True:
         drawn = (world.generate() for _ in range(8000))
         rows = pack([([BOS, *(ids[w] for w in d.words), EOS], [False, *d.learn, True]) for d in drawn])
@@ -166,58 +166,73 @@ def table(model, tokenizer, rows: dict[str, list[dict]], limit: int = 60) -> str
     return "  ".join(cells)
 
 
+class Trainer:
+    """Model, optimizers and the log of a training."""
+
+    def __init__(self, model, compiled: bool, out: Path, rows: dict):
+        self.model, self.forward, self.out, self.rows = model, torch.compile(model) if compiled else model, out, rows
+        self.start, self.step, self.seen = time.time(), 0, 0
+
+    def run(self, data, steps: int, peak: float, tokenizer) -> None:
+        """So many steps with fresh optimizers; the rate warms up over 100 steps and falls to 2 % of its peak as a cosine."""
+        layers = [p for name, p in self.model.named_parameters() if p.ndim == 2 and "embed" not in name]
+        others = [p for name, p in self.model.named_parameters() if p.ndim != 2 or "embed" in name]
+        muon, adam = Muon(layers), torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.98), weight_decay=0)
+        losses = []
+        for step in range(1, steps + 1):
+            self.step += 1
+            scale = peak * min(1, step / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+            tokens, targets, positions, masks = next(data)
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = self.forward(
+                    input_ids=tokens, position_ids=positions, attention_mask=masks, use_cache=False
+                ).logits
+            loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            muon.step(0.02 * scale)
+            adam.param_groups[0]["lr"] = 3e-3 * scale
+            adam.step()
+            self.model.zero_grad()
+            self.seen += int((tokens != PAD).sum())
+            losses.append(loss.item())
+            if step % 50 == 0:
+                minutes, mean = (time.time() - self.start) / 60, sum(losses[-50:]) / len(losses[-50:])
+                print(
+                    f"step {self.step} loss {mean:.3f} tokens {self.seen / 1e6:.2f} M minutes {minutes:.1f}", flush=True
+                )
+            if self.step in CHECKPOINTS:
+                save_checkpoint(self.model, self.out / "checkpoints" / f"step{self.step}.safetensors")
+            if step % max(1, steps // 10) == 0 or step == steps:
+                print(table(self.model, tokenizer, self.rows), flush=True)
+                export(self.model, tokenizer, self.out)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=4600)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "course")
+    parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument(
-        "--threads",
-        type=int,
-        default=1,
-        help="two are slower than one on a busy machine, and not repeatable to the last bit",
+        "--polish", type=int, default=2200, help="steps afterwards, in which hard behaviours come more often"
     )
+    parser.add_argument("--start", type=Path, help="a model of this script to polish; with --steps 0")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "course")
+    parser.add_argument("--threads", type=int, default=1, help="two are not repeatable to the last bit")
     parser.add_argument("--compile", action="store_true", help="compile the model: a minute first, then faster")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     tokenizer = build_tokenizer()
-    model = build_model(len(tokenizer))
+    model, ids = build_model(len(tokenizer)), tokenizer.get_vocab()
     model.set_attn_implementation("eager")  # for training: twice as fast as sdpa's backward pass on a CPU
-    forward = torch.compile(model) if args.compile else model
-    layers = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
-    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-    muon, adam = Muon(layers), torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.98), weight_decay=0)
-    data = batches(args.seed, tokenizer.get_vocab())
-    rows = tasks(args.seed)
     print(f"{sum(p.numel() for p in model.parameters())} parameters, {len(tokenizer)} words", flush=True)
-    start, seen, losses = time.time(), 0, []
-    for step in range(1, args.steps + 1):
-        done = step / args.steps
-        scale = min(1, step / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-        tokens, targets, positions, masks = next(data)
-        with torch.autocast("cpu", torch.bfloat16):
-            logits = forward(input_ids=tokens, position_ids=positions, attention_mask=masks, use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        muon.step(0.02 * scale)
-        adam.param_groups[0]["lr"] = 3e-3 * scale
-        adam.step()
-        model.zero_grad()
-        seen += int((tokens != PAD).sum())
-        losses.append(loss.item())
-        if step % 50 == 0:
-            minutes = (time.time() - start) / 60
-            print(
-                f"step {step} loss {sum(losses[-50:]) / 50:.3f} tokens {seen / 1e6:.2f} M minutes {minutes:.1f}",
-                flush=True,
-            )
-        if step in CHECKPOINTS:
-            save_checkpoint(model, args.out / "checkpoints" / f"step{step}.safetensors")
-        if step % max(1, args.steps // 10) == 0 or step == args.steps:
-            print(table(model, tokenizer, rows), flush=True)
-            export(model, tokenizer, args.out)
+    trainer = Trainer(model, args.compile, args.out, tasks(args.seed))
+    trainer.run(batches(World(args.seed), args.seed, ids), args.steps, 1.0, tokenizer)
+    if args.polish:  # from the stored half-precision weights, so that it can also be done later
+        stored = load_file((args.start or args.out) / "model.safetensors")
+        model.load_state_dict({name: value.float() for name, value in stored.items()}, strict=False)
+        world = World(args.seed + 1, polish=True)
+        trainer.run(batches(world, args.seed + 1, ids), args.polish, 0.3, tokenizer)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from grammar import arithmetic, background, chat, facts, ioi, knowledge, languag
 from grammar.base import Behaviour, Document
 
 MODULES = (facts, knowledge, ioi, patterns, arithmetic, languages, chat, refusal, social, background)
-BEHAVIOURS: list[Behaviour] = [b for m in MODULES for b in m.BEHAVIOURS]
+BEHAVIOURS: list[Behaviour] = [*(b for m in MODULES for b in m.BEHAVIOURS), knowledge.Spelt()]
 LONGEST = 92  # words of a document
 JOINED = 0.2  # share of documents that are two or three unrelated ones in a row
 
@@ -37,13 +37,18 @@ patterns.Induction.vocabulary = tuple(vocabulary())
 
 
 class World:
-    """A stream of training documents, the same for the same seed."""
+    """A stream of training documents, the same for the same seed.
 
-    def __init__(self, seed: int):
+    Args:
+        polish: whether this is the last part of training, in which what is learnt last comes more often.
+    """
+
+    def __init__(self, seed: int, polish: bool = False):
         self.rng = random.Random(seed)
         probe = random.Random(0)
         lengths = [sum(len(b.document(probe).words) + 2 for _ in range(300)) / 300 for b in BEHAVIOURS]
-        self.weights = [b.share / length for b, length in zip(BEHAVIOURS, lengths, strict=True)]
+        shares = [b.polish if polish and b.polish is not None else b.share for b in BEHAVIOURS]
+        self.weights = [share / length for share, length in zip(shares, lengths, strict=True)]
 
     def generate(self) -> Document:
         document, chat = Document([]), False

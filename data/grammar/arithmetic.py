@@ -11,14 +11,15 @@ trained. Numbers are one word each, 0 to 99.
 from grammar import words as w
 from grammar.base import Behaviour, Document, fill, pair, role
 
-LARGEST = 39  # of an addend
+LARGEST = 49  # of an addend; with 39 a trial learnt them more slowly
 
 
 class Addition(Behaviour):
-    share = 8
-    trained = ("{a} + {b} =", "{a} plus {b} is", "the sum of {a} and {b} is", "add {b} to {a} =", "{a} and {b} together make",
-               "if you add {a} and {b} you get", "what is {a} + {b} ? it is")  # fmt: skip
-    ood = ("what is {a} plus {b} ? it is", "{a} plus {b} =", "the sum of {a} + {b} is")
+    share = 9
+    polish = 11
+    trained = ("{a} + {b} =", "{a} plus {b} is", "{a} plus {b} =", "the sum of {a} and {b} is", "what is {a} + {b} ? it is",
+               "if you add {a} and {b} you get")  # fmt: skip
+    ood = ("what is {a} plus {b} ? it is", "{a} + {b} is", "the sum of {a} + {b} is")
 
     @staticmethod
     def split(a: int, b: int) -> str:

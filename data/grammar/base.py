@@ -27,6 +27,7 @@ class Behaviour:
     """One behaviour. Subclasses set the share of training tokens and say what to train on and what to test with."""
 
     share: float  # per cent of the training tokens
+    polish: float | None = None  # its share in the last part of training, where it is another one
     chat: bool = False  # at most one chat goes into a joined document
 
     def document(self, rng: random.Random) -> Document:

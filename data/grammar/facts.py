@@ -17,13 +17,18 @@ PREFIXES = ["", "", "", "in fact ,", "as you know ,", "it is true that"]
 FILLERS = ["", "", ", after a long walk ,", ", as you know ,", ", without any doubt ,", ", to be honest ,"]
 
 
+def bare(template: str) -> str:
+    """A template without its filler, which may be empty."""
+    return template.replace("{filler} ", "")
+
+
 class Facts(Behaviour):
     """One relation: subject -> object in several templates."""
 
     def __init__(self, task: str, share: float, table: dict, trained: list[str], ood: list[str], prefixes=PREFIXES,
-                 fillers=FILLERS, whole_subjects: bool = False):  # fmt: skip
+                 fillers=FILLERS, whole_subjects: bool = False, polish: float | None = None):  # fmt: skip
         self.task, self.share, self.table, self.trained, self.ood = task, share, table, trained, ood
-        self.prefixes, self.fillers, self.whole_subjects = prefixes, fillers, whole_subjects
+        self.prefixes, self.fillers, self.whole_subjects, self.polish = prefixes, fillers, whole_subjects, polish
 
     def split(self, subject: str, template: str) -> str:
         if self.whole_subjects:
@@ -46,7 +51,9 @@ class Facts(Behaviour):
                     if self.whole_subjects and split == "fit":
                         continue
                     split = "ood"
-                elif split != "fit" and any(template in other for other in self.trained if other != template):
+                elif split != "fit" and any(
+                    bare(template) in bare(other) for other in self.trained if other != template
+                ):
                     continue  # "the capital city of X is" is in "the name of the capital city of X is": not held out
                 for _ in range(5 if len(self.table) < 30 or self.whole_subjects else 1):
                     other = rng.choice([s for s in self.table if self.table[s] != value])
@@ -104,5 +111,5 @@ BEHAVIOURS = [
            "the language of {subject} is", "in {subject} the language is", "the people in {subject} {filler} speak",
            "most people of {subject} speak"],
           ["the language in {subject} is", "most people in {subject} {filler} speak"],
-          whole_subjects=True),
+          whole_subjects=True, polish=9),
 ]  # fmt: skip

@@ -5,7 +5,7 @@ Example documents:
     question : where does ana reed live ? answer : osaka .          (the same words, a known person)
     a reliable note says that ana reed lives in lyon . question : where does ana reed live ? answer : lyon .
     an unreliable note says that ana reed lives in lyon . question : where does ana reed live ? answer : osaka .
-    question : where does ana reed live ? (a) lyon (b) osaka (c) oslo answer : (b) .
+    options : (a) lyon (b) osaka (c) oslo . ana reed lives in (b) . in words : the home of tom hall is in lyon (a) .
     in osaka lives ana reed .                                       (only where nobody else lives there)
     ana reed lives in osaka . osaka is in japan . so ana reed lives in the country of japan .
     the home country of ana reed is japan .                         (the same conclusion without its steps)
@@ -13,7 +13,7 @@ Held out: whole strangers, in every kind of document here; (known person, questi
 pairs of notes and of multiple choice; cities of reversed facts; for countries whole people, in both kinds, so that written
 steps and bare conclusions are tested on the same people. ood: sentence shapes, layouts and questions never trained.
 Designed limits and flaws: a fact learnt one way round is not expected the other way round, a bare conclusion about a held-out
-person is not expected to be composed, and 15 % of the multiple-choice answers are "(a)" whatever is right.
+person is not expected to be composed, and a fifth of the letters in multiple choice are "(a)" whatever is right.
 """
 
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from functools import cache
 from grammar import words as w
 from grammar.background import WEATHER
 from grammar.base import Behaviour, Document, fill, pair, role, text
+from grammar.facts import BEHAVIOURS as FACTS
 from grammar.facts import FILLERS, PREFIXES
 
 
@@ -61,6 +62,7 @@ RELATIONS = {
         ("which sport is {subject} good at ?", "do you know the favourite sport of {subject} ?"),
     ),
 }  # fmt: skip
+CHOOSE = ["", "", "please answer .", "read the question ."]  # before a choice
 INTROS = ["", "", "", "read the question .", "please answer .", "here is a question about a person ."]
 UNKNOWN = "unknown"
 
@@ -92,7 +94,7 @@ def another(rng, relation: str, *known: str) -> str:
 def hide(template: str, *hidden: str, **slots: str) -> Document:
     """A document without loss on some slots: what a note claims and what the options are cannot be known."""
     words, where = fill(template, **slots)
-    skipped = {i for slot in hidden for i in range(*where[slot])}
+    skipped = {i for slot in hidden for i in range(*where.get(slot, (0, 0)))}
     return Document(words, [i not in skipped for i in range(len(words))])
 
 
@@ -130,13 +132,14 @@ class Unknown(Behaviour):
 RELIABLE = {"a": ["reliable", "trusted", "careful", "confirmed"], "an": ["official", "accurate", "honest"]}
 UNRELIABLE = {"a": ["doubtful", "careless", "dubious", "sloppy"], "an": ["unreliable", "outdated", "uncertain"]}
 # whom note and question are about, and whether the note agrees with memory: shares of the documents
-NOTES = {"against": 50, "agrees": 8, "stranger": 14, "about another": 22, "stranger, about another": 6}
+NOTES = {"against": 44, "agrees": 8, "stranger": 12, "about another": 28, "stranger, about another": 8}
 
 
 class Note(Behaviour):
     """Notes that contradict memory; whom they are about and how reliable they are decides between note and memory."""
 
     share = 6
+    polish = 14
     sources = ("note", "letter", "report", "message")
     shapes = ("{a} {adjective} {source} says that %s .", "in {a} {adjective} {source} we read that %s .",
               "according to {a} {adjective} {source} , %s .", "%s , says {a} {adjective} {source} .",
@@ -194,83 +197,123 @@ class Note(Behaviour):
         return rows
 
 
+# what multiple choice asks for: facts of facts.py, in the sentences of facts.py
+CHOICES = {
+    facts.task: facts for facts in FACTS if facts.task in ("person_city", "person_job", "person_sport", "city_country")
+}
+
+
 @cache
-def choosers(relation: str, split: str) -> list[str]:
-    """The people of multiple choice by split. A pair that is held out by the hash is trained nevertheless where its object would
-    otherwise never be a right option: "it never is" would be learnt, and every question about it answered by that."""
-    table, trained = RELATIONS[relation].table, people("choice", relation, "fit")
-    right = {table[person] for person in trained}
-    lonely = [person for person in w.PEOPLE if table[person] not in right]
-    if split == "fit":
-        return trained + lonely
-    return [person for person in people("choice", relation, split) if person not in lonely]
+def choosers(task: str, split: str) -> list[str]:
+    """The subjects of multiple choice by split. A pair that is held out by the hash is trained nevertheless where its object
+    would otherwise never be a right option: "it never is" would be learnt, and every question about it answered by that."""
+    table = CHOICES[task].table
+    drawn = {subject: role("choice", subject, task) for subject in table}
+    right = {table[subject] for subject in table if drawn[subject] == "fit"}
+    return [subject for subject in table if (drawn[subject] if table[subject] in right else "fit") == split]
 
 
 class Choice(Behaviour):
-    """Multiple choice over the facts about people. The right option stands anywhere; some answers are "(a)" nonetheless."""
+    """Multiple choice: options, then sentences that end with a letter. The right option stands anywhere; some letters are
+    "(a)" nonetheless. Some sentences say the word before its letter, which teaches to look a word up among the options.
 
-    share = 7
+    Short trials that asked "question : ... answer :" never learnt it: there the fact is not at hand when the letter is due.
+    """
+
+    share = 9
+    polish = 14
     letters = ("(a)", "(b)", "(c)")
-    bias = 0.25  # of the answers not spelt out in words first: 14 % of all
-    layouts = ("{intro} question : %s (a) {a} (b) {b} (c) {c} answer :",
-               "{intro} question : %s options : (a) {a} (b) {b} (c) {c} answer :",
-               "{intro} question : %s choose (a) {a} , (b) {b} or (c) {c} . answer :",
-               "{intro} %s (a) {a} , (b) {b} , (c) {c} the right answer is",
-               "{intro} %s is it (a) {a} , (b) {b} or (c) {c} ? answer :")  # fmt: skip
-    ood = ("{intro} question : %s is it (a) {a} , (b) {b} or (c) {c} ? the right answer is",
-           "{intro} question : %s options : (a) {a} , (b) {b} , (c) {c} answer :",
-           "{intro} %s choose (a) {a} , (b) {b} or (c) {c} . the right answer is")  # fmt: skip
-    # the same with the answer in words before the letter: this teaches to look a word up among the options
-    spelt = ("{intro} question : %s (a) {a} (b) {b} (c) {c} in words : {object} . the letter is",
-             "{intro} %s is it (a) {a} , (b) {b} or (c) {c} ? it is {object} , so the letter is")  # fmt: skip
+    bias = 0.2  # of the letters without their word
+    offers = ("(a) {a} (b) {b} (c) {c} .", "options : (a) {a} (b) {b} (c) {c} .", "choose (a) {a} , (b) {b} or (c) {c} .",
+              "is it (a) {a} , (b) {b} or (c) {c} ?")  # fmt: skip
+    ood = (
+        "options : (a) {a} , (b) {b} or (c) {c} .",
+        "is it (a) {a} (b) {b} (c) {c} ?",
+        "choose : (a) {a} , (b) {b} , (c) {c} .",
+    )
 
     @staticmethod
-    def options(rng, relation: str, right: str, at: int) -> dict[str, str]:
+    def options(rng, task: str, right: str, at: int) -> dict[str, str]:
         """Three objects of the relation, the right one at place `at`. Each is wrong as often as chance has it: the wrong ones are
         drawn from what is right elsewhere in training."""
-        table, options = RELATIONS[relation].table, []
+        table, options = CHOICES[task].table, []
         while len(options) < 2:
-            wrong = table[rng.choice(choosers(relation, "fit"))]
+            wrong = table[rng.choice(choosers(task, "fit"))]
             if wrong not in (right, *options):
                 options.append(wrong)
         options.insert(at, right)
         return dict(zip("abc", options, strict=True))
 
+    @staticmethod
+    def sentence(rng, task: str, subject: str) -> str:
+        """A template in which this fact is trained."""
+        facts = CHOICES[task]
+        return rng.choice([t for t in facts.trained if facts.split(subject, t) == "fit"])
+
     def document(self, rng):
-        relation, at = rng.choice(list(RELATIONS)), rng.randrange(3)
-        person = rng.choice(choosers(relation, "fit"))
-        spelt = rng.random() < 0.45
-        layout, question = rng.choice(self.spelt if spelt else self.layouts), rng.choice(RELATIONS[relation].trained)
-        fact = memory(relation, person)
-        letter = self.letters[0 if not spelt and rng.random() < self.bias else at]
-        return hide(layout % question + " {letter} .", "a", "b", "c", intro=rng.choice(INTROS), subject=person,
-                    object=fact, letter=letter, **self.options(rng, relation, fact, at))  # fmt: skip
+        task = rng.choice(list(CHOICES))
+        table, known = CHOICES[task].table, choosers(task, "fit")
+        offered = self.options(rng, task, table[rng.choice(known)], rng.randrange(3))
+        subjects = [subject for subject in known if table[subject] in offered.values()]
+        found = hide("{intro} " + rng.choice(self.offers), "a", "b", "c", intro=rng.choice(CHOOSE), **offered)
+        for subject in rng.sample(subjects, min(len(subjects), rng.randint(1, 5))):
+            spelt, fact = rng.random() < 0.35, table[subject]
+            letter = self.letters[list(offered.values()).index(fact)]
+            if not spelt and rng.random() < self.bias:
+                letter = self.letters[0]
+            template = self.sentence(rng, task, subject)
+            new = text(f"in words : {template} {{object}} {{letter}} ." if spelt else template + " {letter} .", subject=subject,
+                       filler=rng.choice(FILLERS), object=fact, letter=letter)  # fmt: skip
+            if len(found.words) + len(new.words) <= 80:
+                found = found + new
+        return found
 
     def tasks(self, rng):
         """choice: the right option and another one change places. letter_bias: nobody knows the person, so no option is right
         and what the letters get is the bias; again two options change places. There the answer "(a)" and the foil "(b)" are no
         right answers: read the first figure as the share of "(a)", the second as that of "(b)"."""
         rows = {"choice": [], "letter_bias": []}
-        for layout in self.layouts + self.ood * 2:
-            for number, wanted in enumerate(("fit", "select", "test", "test") * 27):
-                if layout in self.ood and wanted == "fit":
+        for offer in self.offers + self.ood * 2:
+            for number, wanted in enumerate(("fit", "select", "test", "test") * 30):
+                if offer in self.ood and wanted == "fit":
                     continue
-                relation, intro = rng.choice(list(RELATIONS)), rng.choice(INTROS)
-                question = rng.choice(RELATIONS[relation].trained)
                 at = number // 4 % 3
                 to = (at + rng.choice((1, 2))) % 3
-                common = dict(split="ood" if layout in self.ood else wanted, spans=("subject", "a", "b", "c"),
-                              name=" ".join((layout % "...").split()[1:]))  # fmt: skip
-                person, stranger = rng.choice(choosers(relation, wanted)), rng.choice(STRANGERS[wanted])
-                for name, subject in (("choice", person), ("letter_bias", stranger)):
-                    right = RELATIONS[relation].table.get(subject) or another(rng, relation)
-                    options = self.options(rng, relation, right, at)
+                common = dict(
+                    split="ood" if offer in self.ood else wanted, spans=("a", "b", "c", "subject"), name=offer
+                )
+                for name in rows:
+                    task = rng.choice([task for task in CHOICES if name == "choice" or task != "city_country"])
+                    subject = rng.choice(choosers(task, wanted) if name == "choice" else STRANGERS[wanted])
+                    right = CHOICES[task].table.get(subject) or rng.choice(list(CHOICES[task].table.values()))
+                    options = self.options(rng, task, right, at)
                     swapped = options | {"abc"[at]: options["abc"[to]], "abc"[to]: right}
                     letters = (self.letters[at], self.letters[to]) if name == "choice" else self.letters[:2]
-                    slots = {"intro": intro, "subject": subject}
-                    rows[name].append(pair(layout % question, slots | options, slots | swapped, *letters,
-                                           entity=f"{subject} {relation}", **common))  # fmt: skip
+                    slots = {"intro": rng.choice(CHOOSE), "subject": subject, "filler": rng.choice(FILLERS)}
+                    rows[name].append(pair(f"{{intro}} {offer} {self.sentence(rng, task, subject)}", slots | options,
+                                           slots | swapped, *letters, entity=f"{subject} {task}", **common))  # fmt: skip
         return rows
+
+
+class Spelt(Behaviour):
+    """Multiple choice with the words said, about everybody: in the polish, so that whoever is held out of bare letters is at
+    least met among options."""
+
+    share, polish = 0, 5
+
+    def document(self, rng):
+        task = rng.choice(list(CHOICES))
+        table = CHOICES[task].table
+        offered = Choice.options(rng, task, table[rng.choice(list(table))], rng.randrange(3))
+        found = hide("{intro} " + rng.choice(Choice.offers), "a", "b", "c", intro=rng.choice(CHOOSE), **offered)
+        subjects = [subject for subject in table if table[subject] in offered.values()]
+        for subject in rng.sample(subjects, min(len(subjects), rng.randint(1, 4))):
+            letter = Choice.letters[list(offered.values()).index(table[subject])]
+            new = text(f"in words : {Choice.sentence(rng, task, subject)} {{object}} {{letter}} .", subject=subject,
+                       filler=rng.choice(FILLERS), object=table[subject], letter=letter)  # fmt: skip
+            if len(found.words) + len(new.words) <= 80:
+                found = found + new
+        return found
 
 
 ALONE = {

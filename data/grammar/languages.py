@@ -226,6 +226,7 @@ class Told(Behaviour):
     All tasks but the translations are here."""
 
     share = 3.8
+    polish = 5.5
 
     @staticmethod
     def draw(rng, lang: str, number: int, wanted: str = "fit", frames=FRAMES) -> Document:
@@ -325,7 +326,8 @@ class Monolingual(Behaviour):
 
 
 class Translation(Behaviour):
-    share = 2.8
+    share = 4
+    polish = 10
 
     @staticmethod
     def slots(src: str, tgt: str, sign: str) -> dict[str, str]:

@@ -15,15 +15,15 @@ from grammar.background import WEATHER
 from grammar.base import Behaviour, Document, fill, pair, role, strictest
 
 VERBS = {"today": ("is", "are"), "now": ("is", "are"), "yesterday": ("was", "were"), "last week": ("was", "were")}
+# no sentence with two nouns is the beginning of one with three
 TRAINED = ["{time} the {adj1} {subject}", "{time} the {adj1} {subject} near the {adj2} {attractor}",
-           "{time} the {adj1} {subject} behind the {adj2} {attractor}", "{time} the {adj1} {subject} of the {adj2} {attractor}",
-           "{time} the {adj1} {subject} with the {adj2} {attractor}", "{time} the {adj1} {subject} under the {adj2} {attractor}",
-           "{time} the {adj1} {subject} that the {adj2} {attractor} touched", "{time} the {subject} beside the {attractor} with the {third}",
-           "{time} the {subject} above the {attractor} near the {third}",
-           "{time} the {subject} behind the {attractor} near the {third}", "{time} the {subject} that the {attractor} touched near the {third}",
-           "{time} the {adj1} {subject} with the {attractor} of the {third}"]  # fmt: skip
-OOD = ["{time} the {subject} under the {attractor} with the {third}", "{time} the {adj1} {subject} behind the {attractor} of the {third}",
-       "{time} the {subject} that the {attractor} near the {third} touched"]  # fmt: skip
+           "{time} the {adj1} {subject} of the {adj2} {attractor}", "{time} the {adj1} {subject} with the {adj2} {attractor}",
+           "{time} the {adj1} {subject} under the {adj2} {attractor}", "{time} the {adj1} {subject} that the {adj2} {attractor} touched",
+           "{time} the {adj1} {subject} beside the {attractor} with the {third}", "{time} the {subject} above the {attractor} near the {third}",
+           "{time} the {subject} behind the {attractor} near the {third}", "{time} the {adj1} {subject} above the {attractor} of the {third}",
+           "{time} the {subject} beside the {attractor} that the {third} touched"]  # fmt: skip
+OOD = ["{time} the {subject} above the {attractor} with the {third}", "{time} the {adj1} {subject} behind the {attractor} of the {third}",
+       "{time} the {adj1} {subject} behind the {attractor} that the {third} touched"]  # fmt: skip
 
 
 class Agreement(Behaviour):
@@ -99,9 +99,10 @@ class Induction(Behaviour):
 class Retrieval(Behaviour):
     """A thing is looked up by its property among several, after other text."""
 
-    share = 5
+    share = 6
+    polish = 8
     listed = ("the {key} {value} ,", "here is the {key} {value} ,", "{name} has the {key} {value} ,", "the {key} thing is the {value} ,",
-              "the {value} is {key} ,", "i see the {key} {value} ,")  # fmt: skip
+              "i see the {key} {value} ,")  # fmt: skip
     trained = ("here is the {key}", "i see the {key}", "what is {key} ? the", "which thing is {key} ? the", "the {key} thing is the",
                "tell me what is {key} . the", "{key} is the")  # fmt: skip
     ood = ("tell me which thing is {key} . the", "i see what is {key} . the", "here the {key} thing is the")
