@@ -4,13 +4,13 @@ import pytest
 import torch
 
 import workbench as wb
-from workbench.intervention import Intervention
+from workbench.intervention import Affine, Intervention
 
 V = torch.tensor([3.0, 0.0, 4.0])
 X = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
 ALL = [wb.Zero("z.0.1"), wb.Mean(["z.0.1", "z.0.2"], torch.ones(2, 3)), wb.Replace("z.0.1@-1", V),
        wb.Scale("mlp_out.0", 0.5), wb.Clamp("neuron.0.3", 2.0), wb.Add("resid_post.1@-1", V, 2.0, "norm"),
-       wb.ProjectOut("resid_post.1", V, phase="generation")]  # fmt: skip
+       wb.ProjectOut("resid_post.1", V, phase="generation"), Affine("resid_post.1", torch.eye(3), V)]  # fmt: skip
 
 
 def test_strength_is_linear_and_reversible():
@@ -40,6 +40,22 @@ def test_projecting_out_two_directions_that_are_not_orthogonal():
 def test_dependent_directions_take_out_only_their_span():
     twice = torch.tensor([[1.0, 0, 0], [2.0, 0, 0]])
     assert torch.allclose(wb.ProjectOut("resid_post.1", twice).change(X, 0)[..., 1:], X[..., 1:], atol=1e-6)
+
+
+def test_affine_maps_are_one_for_all_or_one_each():
+    turn = torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])
+    assert torch.equal(Affine("resid_post.1", turn, V).change(torch.tensor([1.0, 2, 3]), 0), torch.tensor([1.0, 1, 7]))
+    each = Affine(["resid_post.0", "resid_post.1"], torch.stack([torch.eye(3), turn]), torch.stack([0 * V, V]))
+    assert torch.equal(each.change(X, 0), X)
+    assert torch.equal(each.change(X, 1), Affine("resid_post.1", turn, V).change(X, 0))
+    with pytest.raises(ValueError, match="1 components but 2"):
+        Affine("resid_post.1", torch.zeros(2, 3, 3), V)
+    with pytest.raises(ValueError, match="got shape \\[3, 2\\] where \\[width, width\\] belongs"):
+        Affine("resid_post.1", torch.zeros(3, 2), V)
+    with pytest.raises(ValueError, match="got shape \\[2\\] where \\[width\\] belongs"):
+        Affine("resid_post.1", turn, V[:2])
+    with pytest.raises(ValueError, match="2 numbers wide, but the given tensor is 3 wide"):
+        Affine("resid_post.1", turn, V).change(X[..., :2], 0)
 
 
 def test_values_are_one_for_all_or_one_row_each():

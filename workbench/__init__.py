@@ -6,13 +6,33 @@ from workbench.intervention import Add, Clamp, Intervention, Mean, ProjectOut, R
 from workbench.model import Model, load, revisions
 from workbench.recipe import Recipe
 from workbench.report import Report
+from workbench.sae import SAE
 from workbench.scores import Scores
 from workbench.task import Task
 
 __all__ = [
-    "Add", "Clamp", "Component", "Intervention", "Mean", "Model", "ProjectOut", "Recipe", "Replace", "Report", "Scale",
-    "Scores", "Task", "Zero", "improve", "load", "locate", "revisions", "show",
-    "steer", "teach",
+    "SAE",
+    "Add",
+    "Clamp",
+    "Component",
+    "Intervention",
+    "Mean",
+    "Model",
+    "ProjectOut",
+    "Recipe",
+    "Replace",
+    "Report",
+    "Scale",
+    "Scores",
+    "Task",
+    "Zero",
+    "improve",
+    "load",
+    "locate",
+    "revisions",
+    "show",
+    "steer",
+    "teach",
 ]  # fmt: skip
 
 

@@ -18,7 +18,7 @@ PHASES = ("prompt", "generation", "both")
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Intervention:
-    """A change of activations. Build one of Zero, Mean, Replace, Scale, Clamp, Add, ProjectOut.
+    """A change of activations. Build one of Zero, Mean, Replace, Scale, Clamp, Add, ProjectOut, Affine.
 
     Attributes:
         at: a component, its printed form, or a list of them; kept as a tuple of components.
@@ -232,7 +232,35 @@ class ProjectOut(Intervention):
         return x - (x @ basis) @ basis.T
 
 
-OPERATIONS = {op.__name__: op for op in (Zero, Mean, Replace, Scale, Clamp, Add, ProjectOut)}
+@dataclass(frozen=True, eq=False, repr=False)
+class Affine(Intervention):
+    """What happens when the activation goes through a linear map? x -> A x + b, for example the eraser of a concept.
+
+    Args:
+        matrix: A [width, width], or one for each component as [len(at), width, width].
+        bias: b [width] or [len(at), width].
+    """
+
+    matrix: torch.Tensor
+    bias: torch.Tensor
+    tensors: ClassVar[tuple[str, ...]] = ("matrix", "bias")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for value, dims, shape in ((self.matrix, 2, "[width, width]"), (self.bias, 1, "[width]")):
+            if value.dim() not in (dims, dims + 1) or value.shape[-1] != self.matrix.shape[-2]:
+                raise ValueError(f"Affine takes a matrix [width, width] and a bias [width], or one of each per component; got "
+                                 f"shape {list(value.shape)} where {shape} belongs.")  # fmt: skip
+            if value.dim() > dims and len(value) != len(self.at):
+                raise ValueError(f"Affine: {len(self.at)} components but {len(value)} of {shape}.")
+
+    def change(self, x: torch.Tensor, which: int) -> torch.Tensor:
+        matrix = self.matrix if self.matrix.dim() == 2 else self.matrix[which]
+        bias = self.bias if self.bias.dim() == 1 else self.bias[which]
+        return x @ _fit(matrix, x, self.at[which]).T + _fit(bias, x, self.at[which])
+
+
+OPERATIONS = {op.__name__: op for op in (Zero, Mean, Replace, Scale, Clamp, Add, ProjectOut, Affine)}
 
 
 def _fit(value: torch.Tensor, x: torch.Tensor, at: Component) -> torch.Tensor:

@@ -99,8 +99,9 @@ class Scores:
         """What was done, with the baselines, in one line."""
         how = f", {self.direction}" if self.direction else ""
         prompts = "1 prompt" if self.n == 1 else f"{self.n} prompts"
-        sides = f" {self.clean:+.2f} clean, {self.corrupted:+.2f} corrupted" if self.clean == self.clean else ""
-        return f"{self.method}{how}: {self.metric}{sides} ({self.task + ', ' if self.task else ''}{prompts})"
+        means = {"clean": self.clean, "corrupted": self.corrupted}
+        sides = ", ".join(f"{mean:+.2f} {side}" for side, mean in means.items() if np.isfinite(mean))
+        return f"{self.method}{how}: {self.metric}{' ' * bool(sides)}{sides} ({self.task + ', ' if self.task else ''}{prompts})"
 
     def __repr__(self) -> str:
         best = self.top(1)[0]

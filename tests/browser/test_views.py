@@ -36,6 +36,7 @@ def mount(page):
             """async ([esm, data, width]) => {
               const module = await import(URL.createObjectURL(new Blob([esm], { type: "text/javascript" })));
               const state = { data, selected: [] }, heard = {};
+              if (data.bytes) state.patterns = new DataView(Uint8Array.from(data.bytes).buffer);
               window.state = state;
               const model = {
                 get: (key) => state[key],
@@ -174,3 +175,49 @@ def test_a_picture_stands_in_when_the_notebook_is_opened_without_its_kernel(note
     type(opened)(page, lab[0], "again.ipynb")
     still.wait_for()
     assert page.locator(".wb-grid").count() == 0
+
+
+def lens_data():
+    cells = [[{"text": EVIL if (r, c) == (0, 1) else f"w{r}{c}", "value": r * c / 6, "tip": f"tip {r} {c}"} for c in range(4)]
+             for r in range(3)]  # fmt: skip
+    return {"table": True, "title": "logit lens", "subtitle": "s", "note": "n", "alt": "a lens", "corner": "", "names": [],
+            "columns": ["a", "b", "c", EVIL], "rows": [{"name": f"resid_post.{r}", "cells": cells[r]} for r in range(3)]}  # fmt: skip
+
+
+def test_tokens_are_read_clicked_and_walked(page, mount):
+    mount("tokens", lens_data())
+    rows = page.locator(".wb-tokens-table tr")
+    assert rows.nth(0).locator("th").first.text_content() == "resid_post.2"  # layers run upwards
+    page.get_by_role("gridcell", name="w12").or_(page.locator("td", has_text="w12")).first.click()
+    assert page.evaluate("() => state.selected") == [1, 2]
+    assert page.locator(".wb-tokens-read").text_content() == "tip 1 2"
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("Enter")
+    assert page.evaluate("() => state.selected") == [2, 2]
+    page.keyboard.press("Escape")
+    assert page.evaluate("() => state.selected") == []
+    assert page.title() != "hacked" and page.locator(".wb-tokens img").count() == 0
+
+
+def attention_data():
+    n, heads = 3, [(layer, head) for layer in range(2) for head in range(2)]
+    bytes_ = [255 if key == max(0, q - head) else 0 for _, head in heads for q in range(n) for key in range(n)]
+    return {"tokens": ["a", EVIL, "c"], "heads": [f"pattern.{layer}.{head}" for layer, head in heads], "names": [],
+            "row": [layer for layer, _ in heads], "column": [head for _, head in heads], "n_layers": 2, "n_heads": 2,
+            "notes": ["note"] * 4, "title": "attention patterns", "subtitle": "s", "alt": "heads", "bytes": bytes_}  # fmt: skip
+
+
+def test_attention_heads_are_chosen_and_read(page, mount):
+    mount("attention", attention_data())
+    small, large = page.locator("canvas").nth(0), page.locator("canvas").nth(1)
+    place = json.loads(small.get_attribute("data-geometry"))
+    small.click(position={"x": place["left"] + 1.5 * place["cell"], "y": place["top"] + 0.5 * place["cell"]})
+    assert page.evaluate("() => state.selected") == [3]  # layer 1, the upper one
+    place = json.loads(large.get_attribute("data-geometry"))
+    large.hover(position={"x": place["left"] + 1.5 * place["step"], "y": place["top"] + 2.5 * place["step"]})
+    assert page.locator(".wb-att-read").text_content() == f"c (2) looks at {EVIL} (1): 1.00"
+    page.mouse.move(0, 0)
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Enter")
+    assert page.evaluate("() => state.selected") == [3, 2]
+    assert page.title() != "hacked"

@@ -70,7 +70,7 @@ def test_one_prompt_has_neither_interval_nor_null(trained):
 
 
 @pytest.mark.parametrize("at, said", [("z.9.0", "layer 9"), ("z.0.7", "head 7"), ("resid_pre.0@9", "position 9"),
-                                      ("resid_prr", "Did you mean"), ("neuron.0.1", "cannot be patched yet")])  # fmt: skip
+                                      ("resid_prr", "Did you mean"), ("logits", "cannot be patched")])  # fmt: skip
 def test_bad_places(trained, at, said):
     with pytest.raises(ValueError, match=said):
         patch(trained, task(3), at)

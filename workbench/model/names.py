@@ -16,7 +16,8 @@ import torch
 from workbench.component import KINDS, Component
 
 INSIDE = ("q", "k", "v", "attn_scores", "pattern")  # between the projections and z; in the prompt's pass only
-READY = ("embed", "resid_pre", *INSIDE, "z", "attn_out", "resid_mid", "neuron", "mlp_out", "resid_post", "ln_final")
+READY = ("embed", "resid_pre", *INSIDE, "z", "attn_out", "resid_mid", "neuron", "mlp_out", "resid_post", "feature",
+         "ln_final")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -135,10 +136,11 @@ class Names:
         n_layers, n_heads, n_kv_heads, d_head, d_model, d_mlp, d_vocab: the model's sizes (d_mlp is None where neurons
             are not offered; keys and values may have fewer heads than queries).
         refused: kind -> the sentence that says why this model does not offer it.
+        saes: name -> the sparse autoencoders attached (`Model.attach`), whose features have addresses.
     """
 
     def __init__(self, nn, config, row: Row):
-        self.nn, self.row = nn, row
+        self.nn, self.row, self.saes = nn, row, {}
         self.layers = attrgetter(row.layers)(nn)
         self.n_layers, self.n_heads = len(self.layers), config.num_attention_heads
         self.n_kv_heads = getattr(config, "num_key_value_heads", None) or self.n_heads
@@ -177,6 +179,8 @@ class Names:
             return Place(self.part("heads", layer), "input", rows)
         if kind == "neuron":
             return Place(self.part("neurons", layer), "input", rows)
+        if kind == "mlp_in":  # no component: what transcoders read
+            return Place(attrgetter(self.row.mlp_in[0])(self.layers[layer]), "input", rows)
         if kind in INSIDE:
             return InsideAttention(self.part("attn", layer), kind)
         if kind == "embed":
@@ -197,18 +201,23 @@ class Names:
         """
         if component.kind in self.refused:
             raise ValueError(f"{component}: {self.refused[component.kind]}")
+        if component.kind == "feature" and component.name not in self.saes:
+            known = f"Attached are {', '.join(self.saes)}." if self.saes else "None is: model.attach(wb.SAE.load(...))."
+            raise ValueError(f"{component}: no SAE {component.name!r} is attached to this model. {known}")
         if isinstance(component.layer, int) and not 0 <= component.layer < self.n_layers:
             raise ValueError(f"{component}: layer {component.layer} is out of range; this model has layers 0 to "
                              f"{self.n_layers - 1}.")  # fmt: skip
-        size, what = self.size(component.kind), KINDS[component.kind][0]
+        size, what = self.size(component.kind, component.name), KINDS[component.kind][0]
         if size is None and component.index is not None:
             raise ValueError(f"{component}: {component.kind} has no index; write {component.kind}.{component.layer}.")
         if isinstance(component.index, int) and not 0 <= component.index < size:
             raise ValueError(f"{component}: {what} {component.index} is out of range; a layer has {what}s 0 to "
                              f"{size - 1}.")  # fmt: skip
 
-    def size(self, kind: str) -> int | None:
-        """How many heads or neurons a layer has; None for kinds without an index."""
+    def size(self, kind: str, name: str | None = None) -> int | None:
+        """How many heads or neurons a layer has (features the SAE `name`); None for kinds without an index."""
+        if kind == "feature":
+            return self.saes[name].d_sae
         if kind in ("k", "v"):
             return self.n_kv_heads
         return {"head": self.n_heads, "neuron": self.d_mlp}.get(KINDS[kind][0])
@@ -219,7 +228,7 @@ class Names:
         for one in components:
             self.validate(one)
             layers = range(self.n_layers) if one.layer == "*" else [one.layer]
-            indices = range(self.size(one.kind)) if one.index == "*" else [one.index]
+            indices = range(self.size(one.kind, one.name)) if one.index == "*" else [one.index]
             for layer in layers:
                 for index in indices:
                     found[Component(one.kind, layer, index, one.position, one.name)] = None

@@ -6,6 +6,7 @@ import torch
 
 from workbench.component import RANK, Component
 from workbench.intervention import Intervention
+from workbench.model.features import Features
 from workbench.model.names import INSIDE, Names
 from workbench.recipe import Recipe, flatten
 
@@ -65,21 +66,28 @@ class Edits:
     def __init__(self, names: Names, interventions, prompts: Prompts, read=()):
         self.names, self.prompts, self.read, self.tracked = names, prompts, list(read), None
         stops: dict[tuple[str, int | None], list] = {}
+        features: dict[str, list] = {}
         for one in flatten(interventions):
             for which, family in enumerate(one.at):
                 for component in names.expand([family]):
                     columns = [prompts.columns(component, row) for row in range(len(prompts.ids))]
                     if component.kind in INSIDE and one.phase == "generation":
                         raise ValueError(f"{component} can be changed in the prompt only: give phase='prompt'.")
-                    if not one.does_nothing:
+                    if component.kind == "feature" and not one.does_nothing:
+                        features.setdefault(component.name, []).append((component, one, which, columns))
+                    elif not one.does_nothing:
                         stops.setdefault(_stop(component), []).append((component, one, which, columns))
         for component in self.read:
             names.validate(component)
-            stops.setdefault(_stop(component), [])
+            stops.setdefault(self._stop(component), [])
+        self.features = Features(names, features, self.read)
+        for name in self.features.indices:
+            for place in (names.saes[name].source, names.saes[name].at):
+                stops.setdefault(_stop(place), [])
         for kind, layer in list(stops):
             if kind == "attn_out":  # resid_mid is resid_pre + attn_out
                 stops.setdefault(_stop(Component("resid_pre", layer)), [])
-        self.stops = dict(sorted(stops.items(), key=lambda item: Component(*item[0])))
+        self.stops = dict(sorted(stops.items(), key=_order))
 
     def visit(self, step: int = 0) -> dict[Component, torch.Tensor]:
         """Inside a trace: read and change every site in forward order; returns what was asked to be read.
@@ -95,15 +103,18 @@ class Edits:
                 mask = self._mask(component, intervention, columns, value, step)
                 if mask is not None:
                     value = self._changed(value, pre, component, intervention, which, mask)
-            if self.tracked is not None:  # what is set is what flows on, so that gradients arrive at it
+            value, changed = self.features.visit((kind, layer), value, pre, step, self._mask)
+            if (
+                self.tracked is not None and kind != "mlp_in"
+            ):  # what is set is what flows on, so that gradients arrive at it
                 value = value if value.requires_grad else value.detach().requires_grad_(True)
                 self.tracked[kind, layer] = value
-            if edits or self.tracked is not None:
+            if edits or changed or (self.tracked is not None and kind != "mlp_in"):
                 place.set(value)
             if kind in ("resid_pre", "resid_post"):
                 pre = value
             for component in self.read:
-                if _stop(component) == (kind, layer):
+                if self._stop(component) == (kind, layer):
                     found[component] = self._view(value, pre, component).clone()
         return found
 
@@ -121,7 +132,8 @@ class Edits:
             grads = torch.autograd.grad(value.sum(), [self.tracked[site] for site in sites], allow_unused=True)
         grads = {s: torch.zeros_like(self.tracked[s]) if g is None else g for s, g in zip(sites, grads, strict=True)}
         # the stream between attention and FFN is reached through what attention writes
-        slopes = {one: self._view(grads[_stop(one)], 0, one).clone() for one in self.read}
+        slopes = {one: self.features.slope(grads[self._stop(one)], one) if one.kind == "feature" else
+                  self._view(grads[_stop(one)], 0, one).clone() for one in self.read}  # fmt: skip
         self.tracked = None
         return value.detach(), {one: x.detach() for one, x in found.items()}, slopes
 
@@ -130,7 +142,12 @@ class Edits:
         self.visit()
         return self.names.nn.output.logits.clone()
 
+    def _stop(self, component: Component) -> tuple[str, int | None]:
+        return _stop(self.names.saes[component.name].at if component.kind == "feature" else component)
+
     def _view(self, value, pre, component: Component) -> torch.Tensor:
+        if component.kind == "feature":
+            return self.features.value(component)
         if component.kind == "resid_mid":
             return pre + value
         size = self.names.size(component.kind)
@@ -170,6 +187,11 @@ class Edits:
 def _stop(component: Component) -> tuple[str, int | None]:
     one = component.canonical
     return SAME_PLACE.get(one.kind, one.kind), one.layer
+
+
+def _order(item) -> Component:
+    (kind, layer), _ = item
+    return Component("router" if kind == "mlp_in" else kind, layer)  # what the FFN is given: after the stream's middle
 
 
 def check_recipe(model, interventions) -> None:

@@ -16,6 +16,7 @@ import nnsight
 import torch
 
 from workbench.component import Component, components
+from workbench.model.features import attach, detach
 from workbench.model.names import Names, find_names
 from workbench.model.plan import TOKENS_PER_PASS, Edits, Prompts, check_recipe
 from workbench.model.weights import weight
@@ -207,6 +208,30 @@ class Model:
         """A weight matrix under its field name: `model.weight("W_O", 4, 2)`. See `workbench.model.weights`."""
         return weight(self, name, layer, index)
 
+    def attach(self, sae, name: str | None = None):
+        """Make the features of a sparse autoencoder addressable: from now on `feature.NAME.77` can be read and changed.
+
+        A change of a feature moves the stream by (f' - f) W_dec and leaves what the SAE does not explain where it is, so
+        attaching alone changes nothing, and changing no feature is exact. Several SAEs may be attached at once.
+
+        Args:
+            sae: an `SAE`; name: the NAME of its features, by default `sae.name`.
+        Returns:
+            The SAE as it is attached.
+        Raises:
+            ValueError: for a name in use, an SAE of another model, or one that fits no tensor here.
+        """
+        return attach(self, sae, name)
+
+    def detach(self, name: str | None = None) -> None:
+        """Take an SAE off again; all of them without a name."""
+        detach(self, name)
+
+    @property
+    def saes(self) -> dict:
+        """Name -> the SAEs that are attached."""
+        return dict(self.names.saes)
+
     # running
 
     def inputs(self, ids, mask=None, start: int = 0) -> dict:
@@ -279,7 +304,7 @@ class Model:
             at: a component, its printed form, or a list. Without a position all prompts must have equal length.
         Returns:
             For one component a tensor: [prompt, position, width], or [prompt, width] with a position (a span of several
-            tokens is averaged). Neurons have no width axis. For a list, a dict from component to such a tensor.
+            tokens is averaged). Neurons and features have no width axis. For a list, a dict from component to such a tensor.
         """
         wanted = self.names.expand(components(at))
         prompts = self._prompts(prompts, spans)
@@ -381,7 +406,7 @@ def _placed(x: torch.Tensor, part: Prompts, one: Component) -> torch.Tensor:
     x = x.float().cpu()
     if one.position is not None:
         x = torch.stack([x[row, part.columns(one, row)].mean(0) for row in range(len(x))])
-    return x.squeeze(-1) if one.kind == "neuron" else x
+    return x.squeeze(-1) if one.kind in ("neuron", "feature") else x
 
 
 def _with_gradients(run: Edits, metric, rows: torch.Tensor):

@@ -7,6 +7,8 @@ The only folder that imports ipywidgets or anywidget. A view holds a value, and 
 from __future__ import annotations
 
 from workbench.intervention import Intervention
+from workbench.locate.features.contexts import Contexts
+from workbench.locate.vocabulary.lens import Lens
 from workbench.model import Model
 from workbench.recipe import Recipe
 from workbench.report import Report
@@ -21,7 +23,8 @@ def show(value, *args, **kwargs):
     Args:
         value: Scores, for a grid to click (`.selected`); an Intervention or Recipe with a model and `prompt=`
             (`task=`, `max_new_tokens=`), for a panel to steer with (`.value`, `.text`); a Report, for its picture; a Model
-            with a prompt, for the attention patterns of its heads (`.selected`).
+            with a prompt, for the attention patterns of its heads (`.selected`); a Lens, for what the stream says at each
+            layer and position (`.selected`); the Contexts of a feature or a list of them, to browse.
     Returns:
         The view. It appears when it is the last line of a cell, or with `display(view)`.
     Raises:
@@ -47,11 +50,19 @@ def show(value, *args, **kwargs):
         if not (args or "prompt" in kwargs):
             raise TypeError('To see attention patterns, show() needs a prompt: wb.show(model, "tom has a cat").')
         return Attention(value, *args, **kwargs)
+    if isinstance(value, Lens):
+        from workbench.views.tokens import LensView
+
+        return LensView(value, *args, **kwargs)
+    if isinstance(value, Contexts) or (isinstance(value, list) and value and isinstance(value[0], Contexts)):
+        from workbench.views.tokens import ContextsView
+
+        return ContextsView(value, *args, **kwargs)
     if isinstance(value, Report):
         from workbench.views.report import ReportView
 
         return ReportView(value, *args, **kwargs)
     raise TypeError(
         f"show() has no view for {type(value).__name__}. It takes Scores; an Intervention or Recipe, with a model and "
-        'prompt="..."; a Report; or a Model and a prompt.'
+        'prompt="..."; a Report; a Model and a prompt; a Lens; or the Contexts of features.'
     )

@@ -1,0 +1,144 @@
+"""Ablation and joint ablation: identities, matched means, planted redundancy."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import copying
+
+import workbench as wb
+from workbench.component import Component
+from workbench.improve.planting import plant
+from workbench.locate.causal import Joint, ablate, joint_ablation, patch
+from workbench.locate.causal.pool import Pool
+
+
+def task(*args):
+    return wb.Task(copying(*args), "copying")
+
+
+def test_zero_ablation_is_the_intervention(tiny, word_pairs):
+    at = [one for one in ("z.1.2", "mlp_out.0", "resid_mid.1@4", "neuron.1.5", "v.0.1", "pattern.1.1@4", "k.0.0")
+          if one.split(".")[0] not in tiny.names.refused]  # fmt: skip
+    scores = ablate(tiny, word_pairs[:2], at, "zero", null=False)
+    for one, effects in zip(scores.components, scores.per_prompt):
+        slow = word_pairs[:2].score(tiny) - word_pairs[:2].score(tiny, wb.Zero(one))
+        assert np.allclose(effects, slow, atol=1e-5 * max(1, np.abs(slow).max())), one
+
+
+def test_means_are_per_position_template_and_length(trained):
+    """By hand, for prompts of two templates and two lengths; what has too few like it is matched less closely."""
+    rows = [row | {"template": "ab"[i % 2]} for i, row in enumerate(copying(14))]
+    rows[3] |= {side: f"w11 {rows[3][side]}" for side in ("clean", "corrupted")}
+    pairs, one = wb.Task(rows).on(trained), Component.parse("mlp_out.1")
+    pool = Pool(trained, pairs, None, [one], "mean", 0)
+    assert (
+        pool.levels[0] == ("template", 7, "a") and pool.levels[1] == ("template", 7, "b") and pool.levels[3][0] == "end"
+    )
+    from workbench.model.sweep import capture
+
+    group = [0, 1, 3]
+    base = capture(trained, [pairs.clean[i] for i in group], [one])
+    ((source, _),) = pool.sources(base, group, 1)
+    same = [ids for i, row in enumerate(rows) if row["template"] == "a" for ids in (pairs.clean[i], pairs.corrupted[i])]
+    mean = trained.activations([ids for ids in same if len(ids) == 7], one).mean(0)
+    assert torch.allclose(source.acts["mlp_out", 1][0, -7:], mean, atol=1e-5)
+    last = trained.activations([*pairs.clean, *pairs.corrupted], one.at(-1)).mean(0)  # all prompts have an end
+    assert torch.allclose(source.acts["mlp_out", 1][2, -1], last, atol=1e-5)
+    assert pool.note.startswith("Matched: 13 of 14 by position and template; 1 of 14 by distance")
+
+
+def test_a_mean_over_two_sides_of_one_pair_is_half_way(trained):
+    """Without others of its kind, the pool is the pair itself: z of both sides, averaged."""
+    one = task(1)
+    half = ablate(trained, one, "z.0.1", "mean", null=False).per_prompt
+    both = [trained.activations(getattr(one.on(trained), side), "z.0.1")[0] for side in ("clean", "corrupted")]
+    change = [wb.Replace(f"z.0.1@{p}", (both[0][p] + both[1][p]) / 2) for p in range(7)]
+    assert half[0] == pytest.approx(one.score(trained) - one.score(trained, *change), abs=1e-5)
+
+
+def test_resampling_from_the_other_side_is_noising(trained):
+    """With the corrupted prompts as the only pool and one match each, resample ablation is patching."""
+    for row in task(3):
+        reference = wb.Task([{"text": row["corrupted"]}])
+        lost = ablate(
+            trained, wb.Task([row]), ["z.0.1", "mlp_out.1"], "resample", reference=reference, draws=1, null=False
+        )
+        assert np.allclose(lost.per_prompt, patch(trained, wb.Task([row]), ["z.0.1", "mlp_out.1"], direction="noising").per_prompt,
+                           atol=1e-5)  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["mean", "resample", "zero"])
+def test_repeatable_with_null_and_cost(trained, method):
+    one, two = (ablate(trained, task(), ["z", "mlp_out.1"], method, seed=3) for _ in range(2))
+    assert np.array_equal(one.values, two.values) and np.array_equal(one.null_p95, two.null_p95)
+    assert np.isfinite(one.null_p95).all() and one.cost > 3 and one.method == f"causal.ablate.{method}"
+    assert one.columns["share"] == pytest.approx(one.values / (one.clean - one.corrupted))
+    assert one.above_null()  # something is needed
+
+
+def test_patterns_have_means_too(trained):
+    long = [dict(row, clean="w11 " + row["clean"], corrupted="w11 " + row["corrupted"]) for row in copying(5, 9)]
+    scores = ablate(trained, wb.Task([*copying(6), *long]), ["pattern.1.0", "attn_scores.0.2"])
+    assert np.isfinite(scores.values).all() and np.isfinite(scores.null_p95).all()
+
+
+def test_the_whole_stream_is_everything(trained):
+    """Without what tells the prompts apart nothing of the preference is left, whatever stands in."""
+    lost = ablate(trained, task(), "resid_post.2@-1", "mean", null=False)
+    assert lost.columns["share"][0] == pytest.approx(0.55, abs=0.3)  # about half-way between the sides
+
+
+def test_unknown_methods_and_places(trained):
+    for arguments, said in [
+        (("z", "median"), "method='median'"),
+        (("embed",), "cannot be patched"),
+        (("z.7.0",), "layer 7"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            ablate(trained, task(3), *arguments)
+    with pytest.raises(ValueError, match="method='all'"):
+        joint_ablation(trained, task(3), "z.0.1", method="all")
+
+
+def test_single_ablation_misses_a_redundant_pair_and_joint_ablation_finds_it(course):
+    with plant(course, "redundant", 2) as planted:
+        rows = planted.task.split("test")[:12]
+        single = ablate(course, rows, list(planted.components), "zero", null=False)
+        assert np.abs(single.columns["share"]).max() < 0.1
+        joint = joint_ablation(course, rows, list(planted.components), method="zero", random=19)
+        (table,) = joint.frame.itertuples()
+        assert table.share > 0.7 and abs(table.sum_of_single) < 0.2 * table.joint
+        assert table.joint > 5 * table.null_p95 and table.p == pytest.approx(0.05)
+
+
+def test_a_cancelling_pair_is_two_effects_and_no_joint_one(course):
+    with plant(course, "cancelling", 0) as planted:
+        rows, (_, plus, minus) = planted.task.split("test")[:12], planted.components
+        single = ablate(course, rows, [plus, minus], "zero", null=False)
+        assert single.columns["share"].max() > 0.1 and single.columns["share"].min() < -0.1
+        joint = joint_ablation(course, rows, [plus, minus], method="zero", random=3)
+        assert abs(joint.frame.share[0]) < 0.08
+
+
+def test_patching_never_picks_the_decoy(course):
+    with plant(course, "decoy", 1) as planted:
+        (true,), (decoy,) = planted.components, planted.decoys
+        scores = patch(
+            course, planted.task.split("test")[:12], [f"neuron.{true.layer}.*@-1", f"z.{true.layer}.*@-1"], null=False
+        )
+        assert scores.top(1) == [true.at(-1)] and abs(scores[decoy.at(-1)]) < 1e-6
+
+
+def test_from_a_layer_on(trained, tmp_path):
+    joint = joint_ablation(trained, task(), ["z", "mlp_out"], onward=True, method="zero", random=4)
+    assert joint.names == ["layer 0 on", "layer 1 on", "layer 2 on"] and list(joint.frame.components) == [15, 10, 5]
+    last = ["z.2.*", "mlp_out.2"]
+    slow = task().score(trained) - task().score(trained, wb.Zero(last))
+    assert np.allclose(joint.effects[2], slow, atol=1e-4)
+    assert joint.frame.sum_of_single[2] == pytest.approx(joint.single[-5:].sum(0).mean())
+    assert np.isnan(joint.frame.null_p95[0]) and np.isfinite(joint.frame.null_p95[2]) and "no null" in joint.why
+    again = Joint.load(joint.save(tmp_path / "joint"))
+    assert repr(again) == repr(joint) and again.frame.equals(joint.frame) and again.sets == joint.sets
+    assert "\n" not in repr(joint) and joint.plot().axes
+    with pytest.raises(FileNotFoundError, match=r"joint\.json"):
+        Joint.load(tmp_path)

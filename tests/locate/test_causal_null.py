@@ -1,0 +1,109 @@
+"""The null of patching: thresholds that 5 % of pairs without an effect exceed, and random changes as large."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import copying
+
+import workbench as wb
+from workbench.component import Component
+from workbench.locate.causal import patch
+from workbench.locate.causal.null import as_far, draws_of, matched, partners, threshold
+from workbench.model.sweep import capture
+
+
+@pytest.mark.parametrize("draws, together", [(2, 1), (4, 1), (10, 10)])
+def test_five_percent_of_further_draws_exceed_it(draws, together):
+    """Prompts differ far more than draws do; a bootstrap over prompts of one draw would let less than 2 % through."""
+    rng, exceed = np.random.default_rng(0), []
+    for _ in range(25):
+        prompts = rng.normal(0.5, 2, (60, 30)) * rng.exponential(1, (60, 1))
+        seen = prompts + rng.normal(0, 1, (draws, 60, 30))
+        further = (prompts + rng.normal(0, 1, (together, 60, 30)).mean(0)).mean(1)
+        exceed.append(np.abs(further) > threshold(seen, together=together))
+    assert 0.03 <= np.mean(exceed) <= 0.07
+
+
+def test_what_never_varies_is_its_own_threshold():
+    assert threshold(np.zeros((2, 3, 5))).tolist() == [0, 0, 0]
+    assert threshold(np.full((2, 1, 5), -0.3)) == pytest.approx([0.3])
+    assert draws_of(True) == 2 and draws_of(False) == 0 and draws_of(3) == 3
+    with pytest.raises(ValueError, match="null=1"):
+        draws_of(1)
+
+
+def shuffled(model, task, seed):
+    """Pairs whose restored side is another pair's prompt of the side that is run: nothing is carried."""
+    pairs, rows = task.on(model), []
+    for row, (other,) in zip(task, partners(pairs, pairs.corrupted, [list(range(len(task)))], 1, seed)):
+        rows.append({k: v for k, v in row.items() if k != "spans"} | {"clean": task.rows[other]["corrupted"]})
+    return wb.Task(rows, task.name)
+
+
+def exceeding(model, task, at, seeds, monkeypatch):
+    monkeypatch.setattr("workbench.locate.causal.patching.refuse_without_gap", lambda *args: None)
+    found = []
+    for seed in seeds:
+        scores = patch(model, shuffled(model, task(seed), 1000 + seed), at, seed=seed)
+        live = (scores.per_prompt != 0).any(1)
+        found.append((np.abs(scores.values) > scores.null_p95)[live].mean())
+    return np.mean(found)
+
+
+def test_of_shuffled_pairs_five_percent_exceed_their_null(trained, monkeypatch):
+    share = exceeding(trained, lambda seed: wb.Task(copying(20, seed)), ["z.*.*", "mlp_out.*", "v.*.*"],
+                      range(12), monkeypatch)  # fmt: skip
+    assert 0.03 <= share <= 0.07
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ioi", "person_city", "mood", "currency"])
+def test_of_shuffled_pairs_of_the_bundled_model_too(course, name, monkeypatch):
+    """Components of one sweep rise and fall together, so many seeds are needed."""
+
+    def task(seed):
+        whole = wb.Task.load(name).on(course).task
+        lengths = [len(ids) for ids in whole.on(course).clean]
+        common = max(set(lengths), key=lengths.count)
+        rows = [row for row, length in zip(whole, lengths) if length == common]
+        return wb.Task([rows[i] for i in np.random.default_rng(seed).permutation(len(rows))[:24]], name)
+
+    assert 0.03 <= exceeding(course, task, "z", range(12), monkeypatch) <= 0.07
+
+
+def test_partners_are_of_the_same_length_and_another_pair(trained):
+    long = [dict(row, clean="w11 " + row["clean"], corrupted="w11 " + row["corrupted"]) for row in copying(4, 9)]
+    pairs = wb.Task([*copying(6), *long]).on(trained)
+    found = partners(pairs, pairs.corrupted, [list(range(10))], 5, 0)
+    assert all(
+        other != i and len(pairs.clean[other]) == len(pairs.clean[i]) for i, own in enumerate(found) for other in own
+    )
+    assert (
+        found
+        == partners(pairs, pairs.corrupted, [list(range(10))], 5, 0)
+        != partners(pairs, pairs.corrupted, [list(range(10))], 5, 1)
+    )
+    assert partners(pairs, pairs.corrupted, [[0, 6], [1, 2]], 2, 0)[:3] == [None] * 3  # nobody to choose from
+
+
+def test_a_random_change_is_as_large_for_each_component(trained):
+    pairs = wb.Task(copying(4)).on(trained)
+    found = [Component.parse(one) for one in ("z.1.0", "neuron.0.3", "mlp_out.2")]
+    base, source = (capture(trained, side, found) for side in (pairs.corrupted, pairs.clean))
+    moved = as_far(trained.names, base, source, range(4), seed=0)
+    for site, heads in ((("z", 1), 4), (("neuron", 0), 48), (("mlp_out", 2), 1)):
+        wanted, got = (
+            (run.acts[site] - base.acts[site]).unflatten(-1, (heads, -1)).norm(dim=-1) for run in (source, moved)
+        )
+        assert torch.allclose(wanted, got, atol=1e-5) and not torch.allclose(source.acts[site], moved.acts[site])
+
+
+def test_matched_components_are_others_of_the_same_layers(trained):
+    pool = trained.names.expand([Component.parse("z.*.*")])
+    chosen = [Component.parse("z.1.0@end"), Component.parse("z.1.2"), Component.parse("z.0.1")]
+    for some in matched(trained, chosen, pool, 20, 0):
+        assert sorted(one.layer for one in some) == [0, 1, 1] and not {one.at(None) for one in some} & {
+            one.at(None) for one in chosen
+        }
+        assert [one.position for one in some] == ["end", None, None] and len({one.at(None) for one in some}) == 3
+    assert matched(trained, pool[:11], pool, 5, 0) == []

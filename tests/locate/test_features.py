@@ -1,0 +1,312 @@
+"""Training, measuring and finding features: planted dictionaries are recovered, nulls hold, controls stay behind."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import workbench as wb
+from workbench import measure
+from workbench.locate import features
+from workbench.locate.features.evaluation import _arms
+from workbench.sae import SAE
+
+D, N = 32, 64
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """Activations made of 64 known directions in 32 dimensions, three at a time, with an offset; the directions."""
+    rng = torch.Generator().manual_seed(0)
+    directions = torch.nn.functional.normalize(torch.randn(N, D, generator=rng), dim=1)
+    active = torch.rand(30_000, N, generator=rng) < 3 / N
+    f = active * (0.5 + torch.rand(active.shape, generator=rng))
+    return 5 * (f @ directions + 0.3), directions
+
+
+def match(directions, rows) -> float:
+    """Mean cosine between true and found directions, each matched to one (mean correlation coefficient)."""
+    from scipy.optimize import linear_sum_assignment
+
+    cosine = (directions @ torch.nn.functional.normalize(rows, dim=1).T).numpy()
+    return cosine[linear_sum_assignment(-cosine)].mean()
+
+
+@pytest.mark.parametrize("architecture, least", [("batchtopk", 0.8), ("topk", 0.9), ("jumprelu", 0.8)])
+def test_planted_directions_are_recovered(planted, architecture, least):
+    x, directions = planted
+    sae = features.fit(x, d_sae=N, k=3, architecture=architecture, steps=800, batch=512, lr=1e-2)
+    assert match(directions, sae.W_dec) > least
+    assert match(directions, torch.randn(N, D, generator=torch.Generator().manual_seed(1))) < 0.5
+    f = sae.encode(x[:3000])
+    assert 2 < (f > 0).float().sum(1).mean() < 4.5
+    left = (x[:3000] - sae.decode(f)).pow(2).sum() / (x[:3000] - x[:3000].mean(0)).pow(2).sum()
+    assert left < 0.2
+    assert torch.allclose(sae.W_dec.norm(dim=1), torch.ones(N), atol=1e-5) and sae.architecture == architecture
+    again = features.fit(x, d_sae=N, k=3, architecture=architecture, steps=30, batch=512)
+    twice = features.fit(x, d_sae=N, k=3, architecture=architecture, steps=30, batch=512)
+    other = features.fit(x, d_sae=N, k=3, architecture=architecture, steps=30, batch=512, seed=1)
+    assert torch.equal(again.W_enc, twice.W_enc) and not torch.equal(again.W_enc, other.W_enc)
+
+
+def test_dead_features_come_back(planted):
+    x, _ = planted
+    from workbench.locate.features.training import dead_loss
+
+    pre = torch.randn(100, 20, requires_grad=True)
+    rows = torch.nn.functional.normalize(torch.randn(20, D), dim=1)
+    dead = torch.arange(20) < 6
+    dead_loss(x[:100], pre, rows, dead).backward()
+    assert (pre.grad[:, :6].abs().sum() > 0) and (pre.grad[:, 6:] == 0).all()
+    assert dead_loss(x[:100], pre, rows, torch.zeros(20, dtype=torch.bool)) == 0
+
+
+def test_training_says_what_it_cannot_do(trained, planted):
+    x, _ = planted
+    for settings, said in [
+        ({"architecture": "gated"}, "batchtopk, topk, jumprelu"),
+        ({"k": 64}, "k=64"),
+        ({"batch": 10**6}, "fewer"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            features.fit(x, d_sae=N, **settings)
+    with pytest.raises(ValueError, match="one tensor at all positions"):
+        features.train(trained, noise(), "z.*.*")
+    with pytest.raises(ValueError, match="can be read by this model"):
+        features.train(trained, ["zebra", "unicorn"])
+
+
+# in a model: the tiny one that answers w6 after a w4 at position 2, w7 after w5 (tiny.trained)
+
+
+def noise(n=60, seed=5, cause=True):
+    rng, found = np.random.default_rng(seed), []
+    for i in range(n):
+        words = [f"w{k}" for k in rng.integers(10, 64, 7)]
+        words[2] = ("w4", "w5")[i % 2] if cause else words[2]
+        found.append(" ".join(words))
+    return found
+
+
+def copying():
+    from tiny import copying as rows
+
+    return wb.Task(rows(20), "copying")
+
+
+def axes(model, at="resid_post.2", name="axes") -> SAE:
+    """A dictionary with a known answer: both ways along orthogonal directions, the first of which is what the model
+    uses to tell w6 from w7."""
+    own = model.weight("W_U")[:, 6] - model.weight("W_U")[:, 7]
+    own = own * model.hf.model.norm.weight.detach()
+    rng = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.cat([own[:, None], torch.randn(32, 31, generator=rng)], 1)).Q.T
+    basis[0] *= torch.sign(basis[0] @ own)
+    rows = torch.cat([basis, -basis])
+    return SAE(rows.T.clone(), torch.zeros(64), rows, torch.zeros(32), at=at, name=name)
+
+
+@pytest.fixture
+def model(trained):
+    yield trained
+    trained.detach()
+
+
+@pytest.mark.parametrize("by", ["difference", "auroc", "attribution", "output"])
+def test_the_feature_that_does_it_is_found(model, by):
+    sae = model.attach(axes(model))
+    scores = features.find(model, copying(), sae, by)
+    assert scores.method == f"features.{by}" and scores.n in (20, 40) and scores.kind == "feature"
+    assert str(scores.top(1)[0]) in ("feature.axes.0@-1", "feature.axes.32@-1")
+    best = scores["feature.axes.0@-1"]
+    assert best > 0 and best > scores.null_p95[scores._index("feature.axes.0@-1")]
+    assert scores.ci_lo[scores._index("feature.axes.0@-1")] > 0 and scores.cost > 1
+    again = features.find(model, copying(), "axes", by)
+    assert np.array_equal(scores.values, again.values) and np.array_equal(scores.null_p95, again.null_p95)
+    if by == "auroc":
+        assert best == pytest.approx(1) and np.abs(scores.values).max() <= 1
+    if by == "output":
+        assert (scores.columns["null_max"] >= scores.null_p95 - 1e-9).all() and scores.clean > scores.corrupted
+    back = type(scores).load(_saved(scores))
+    assert back.components == scores.components and np.array_equal(back.columns["null_max"], scores.columns["null_max"])
+
+
+def _saved(scores):
+    import tempfile
+
+    return scores.save(tempfile.mkdtemp())
+
+
+def test_attribution_is_exact_where_the_rest_is_linear(model):
+    sae = model.attach(axes(model))
+
+    def metric(logits, answer, foil):  # the change of one logit is nearly linear in a small step
+        return logits[:, 6] - logits[:, 7]
+
+    scores = features.find(model, copying(), sae, "attribution", metric=metric)
+    pairs = copying().on(model)
+    j = scores.top(1)[0].index
+    at = sae.feature(j).at(-1)
+    f = {side: model.activations(getattr(pairs, side), at) for side in ("clean", "corrupted")}
+    base = model.logits(pairs.clean)
+    small = 1e-2
+    for i in range(3):
+        new = f["clean"][i] + small * (f["corrupted"][i] - f["clean"][i])
+        moved = model.logits(pairs.clean, wb.Clamp(at, float(new)))
+        exact = (metric(base, None, None) - metric(moved, None, None))[i] / small
+        assert float(exact) == pytest.approx(scores.per_prompt[scores._index(at), i], rel=0.05, abs=0.02)
+
+
+@pytest.mark.parametrize("by", ["difference", "auroc", "attribution"])
+def test_nulls_hold_where_there_is_nothing(model, by):
+    sae = model.attach(axes(model, "resid_post.0"))
+    rng, rows = np.random.default_rng(3), []
+    for one, two in zip(noise(30, 6, cause=False), noise(30, 7, cause=False)):
+        rows.append({"clean": one, "corrupted": two, "answer": "w20", "foil": f"w{rng.integers(30, 60)}"})
+    scores = features.find(model, wb.Task(rows), sae, by)
+    beyond = np.mean(np.abs(scores.values) > scores.null_p95)
+    assert beyond < 0.2 and np.mean(np.abs(scores.values) > scores.columns["null_max"]) < 0.05
+
+
+def test_labelled_texts_and_whole_prompts(model):
+    sae = model.attach(axes(model))
+    rows = [{"text": text, "label": "four" if " w4 " in text else "five"} for text in noise(40)]
+    for position in (-1, None):
+        scores = features.find(model, wb.Task(rows), sae, "auroc", position=position)
+        assert scores.n == 40 and scores.columns["active"].max() <= 1
+        assert (str(scores.components[0]).endswith("@-1")) == (position == -1)
+    at_end = features.find(model, wb.Task(rows), sae, "auroc")
+    assert at_end["feature.axes.0@-1"] == pytest.approx(1) and features.find(
+        model, wb.Task(rows), sae, "auroc", positive="five")["feature.axes.0@-1"] == pytest.approx(-1)  # fmt: skip
+    assert str(features.find(model, copying(), sae, position="cause").components[0]).endswith("@cause")
+
+
+def test_find_says_what_is_missing(model):
+    sae = axes(model)
+    with pytest.raises(ValueError, match=r"not attached.*Type: sae = model\.attach\(sae\)"):
+        features.find(model, copying(), sae)
+    model.attach(sae)
+    texts = wb.Task([{"text": text, "label": "ab"[i % 2]} for i, text in enumerate(noise(8))])
+    for task, settings, said in [(copying(), {"by": "size"}, "'difference', 'auroc'"), (texts, {"by": "output"}, "needs pairs"),
+                                 (texts, {"positive": "c"}, "positive='c'"), (texts, {"position": "end"}, "no spans"),
+                                 (copying(), {"by": "attribution", "position": None}, "one position")]:  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            features.find(model, task, sae, **settings)
+    silent = replace(sae, b_enc=torch.full((64,), -1e6), name="silent")
+    with pytest.raises(ValueError, match="No feature of 'silent' fires"):
+        features.find(model, copying(), model.attach(silent))
+
+
+def test_an_effect_stands_beside_its_controls(model):
+    model.attach(axes(model))
+    found = features.effect(model, copying(), ["feature.axes.0@-1"], factor=-1)
+    table = found.frame
+    assert list(table.index) == ["features", "other features", "difference of means", "random direction"]
+    assert table.loc["features", "change"] < -1 and table.loc["features", "ci_hi"] < 0
+    assert abs(table.loc["random direction", "change"]) < abs(table.loc["features", "change"])
+    none = features.effect(model, copying(), ["feature.axes.0@-1"], factor=1).frame
+    assert none.loc["features", "change"] == 0 and none.loc["features", "kl"] == pytest.approx(0, abs=1e-7)
+    with pytest.raises(ValueError, match="features of one SAE at one position"):
+        features.effect(model, copying(), ["feature.axes.0@-1", "feature.axes.1@2"])
+    with pytest.raises(ValueError, match="at one position"):
+        features.effect(model, copying(), "feature.axes.0")
+    assert "logit_diff" in repr(found) and found.plot().axes
+
+
+def test_measures_of_a_perfect_and_of_an_empty_dictionary(model):
+    texts = noise(24, 9)
+    perfect = features.evaluate(model, axes(model, "resid_post.1"), texts)
+    row = perfect.frame.loc["sae"]
+    assert row["explained_variance"] == pytest.approx(1, abs=1e-5) and row["cosine"] == pytest.approx(1, abs=1e-5)
+    assert abs(row["loss_change"]) < 1e-4 and row["kl"] < 1e-5 and row["loss_recovered"] == pytest.approx(1, abs=1e-3)
+    assert row["l0"] == pytest.approx(32, abs=0.1) and row["dead"] == (perfect.density == 0).mean()
+    assert perfect.frame.loc["pca", "explained_variance"] == pytest.approx(1, abs=1e-4)
+    empty = replace(axes(model, "resid_post.1"), b_enc=torch.full((64,), -1e6))
+    row = features.evaluate(model, empty, texts).frame
+    assert row.loc["sae", "dead"] == 1 and row.loc["sae", "l0"] == 0
+    assert row.loc["sae", "kl"] == pytest.approx(row.loc["zero", "kl"], rel=1e-5)
+    assert row.loc["mean", "explained_variance"] == pytest.approx(0, abs=1e-5)
+    assert model.saes == {} and perfect.plot().axes and "dead" in repr(perfect)
+
+
+def test_replacing_is_what_an_intervention_does(model):
+    sae = axes(model, "resid_post.1")
+    sae = replace(sae, architecture="topk", k=5)
+    texts = noise(3, 11)
+    base, new = model.logits(texts, positions="all"), []
+    for text in texts:
+        x = model.activations([text], "resid_post.1")
+        made = sae.decode(sae.encode(x), x)[0]
+        change = [wb.Replace(f"resid_post.1@{i}", made[i]) for i in range(1, len(made))]
+        new.append(model.logits([text], *change, positions="all")[0])
+    ids = [model.ids(text) for text in texts]
+
+    def loss(logits):
+        return np.mean([float(torch.nn.functional.cross_entropy(one[1:-1], own[2:])) for one, own in zip(logits, ids)])
+
+    row = features.evaluate(model, sae, texts).frame.loc["sae"]
+    assert row["loss_change"] == pytest.approx(loss(new) - loss(base), abs=1e-4)
+    kl = np.mean([float(measure.kl(a[1:], b[1:]).mean()) for a, b in zip(base, new)])
+    assert row["kl"] == pytest.approx(kl, abs=1e-5)
+
+
+def test_controls_are_matched(planted):
+    x, directions = planted
+    sae = SAE(directions.T * 1.2, torch.full((N,), -3.0), 2 * directions, x.mean(0), at="resid_post.0", name="a")
+    arms, density, l0 = _arms(sae, x[:4000], x[:4000], 0)
+    made = {name: make(x[:4000], x[:4000]) for name, make in arms.items()}
+    left = {
+        name: float((x[:4000] - one).pow(2).sum() / (x[:4000] - x[:4000].mean(0)).pow(2).sum())
+        for name, one in made.items()
+    }
+    assert left["mean"] == pytest.approx(1) and left["random"] < 1 and left["pca"] < 1
+    assert torch.linalg.matrix_rank(made["pca"] - x[:4000].mean(0)) == max(1, round(l0)) and len(density) == N
+
+
+def test_contexts_show_where_and_what(model, tmp_path):
+    sae = axes(model)
+    found = features.contexts(model, sae, 0, noise(40), k=5)
+    assert len(found.rows) == 5 and found.max == found.rows[0]["max"] and found.n_tokens == 40 * 6
+    row = found.rows[0]
+    ids = model.ids(noise(40)[row["text"]])
+    f = sae.encode(model.activations([ids], "resid_post.2"))[0, :, 0]
+    assert row["max"] == pytest.approx(f[1:].max().item(), rel=1e-4) and row["tokens"][row["peak"]] == model.token(
+        ids[f.argmax()]
+    )
+    assert found.promoted[0][0] == "w6" and found.suppressed[0][0] == "w7"
+    assert features.contexts(model, sae, [32], noise(4))[0].promoted[0][0] == "w7"
+    assert len(found.frame) == 5 and "**" in found.frame.context[0] and found.plot().axes and "'w6'" in repr(found)
+    back = features.Contexts.load(found.save(tmp_path / "feature.json"))
+    assert back.rows == found.rows and back.promoted == found.promoted and back.component == found.component
+    mixed = ["w10 w4", *noise(5), "w11 w12 w5 w13"]  # the first token and the padding do not count
+    f = [sae.encode(model.activations([text], "resid_post.2"))[0, 1:, 7] for text in mixed]
+    assert features.contexts(model, sae, 7, mixed).density == pytest.approx(float((torch.cat(f) > 0).float().mean()))
+    assert features.contexts(model, sae, 7, mixed).max == pytest.approx(float(torch.cat(f).max()), rel=1e-4)
+    silent = replace(sae, b_enc=torch.full((64,), -1e6))
+    nothing = features.contexts(model, silent, 3, noise(4))
+    assert nothing.rows == [] and nothing.frame.empty and "nothing" in repr(nothing)
+    with pytest.raises(ValueError, match="features 0 to 63"):
+        features.contexts(model, sae, 64, noise(4))
+
+
+def test_training_on_a_model_is_repeatable_and_leaves_it_alone(model):
+    weights = {k: v.clone() for k, v in model.hf.state_dict().items()}
+    texts = noise(150, 2)
+    one, two = (features.train(model, texts, d_sae=48, k=4, steps=20, batch=128) for _ in range(2))
+    assert torch.equal(one.W_dec, two.W_dec) and str(one.at) == "resid_post.0" and one.fingerprint == model.fingerprint
+    assert all(torch.equal(v, weights[k]) for k, v in model.hf.state_dict().items())
+    model.attach(one)
+    heads = model.attach(features.train(model, texts, "z.1.*", d_sae=48, k=4, steps=5, batch=128, name="heads"))
+    assert heads.d_in == 32 and model.activations(texts[:1], "feature.heads.3").shape == (1, 7)
+    found = features.find(model, copying(), one, "auroc", position="cause")
+    assert found.plot().axes
+
+
+@pytest.mark.skipif(not SAE.names(), reason="no SAE is bundled: python data/train_sae.py")
+def test_the_bundled_dictionary(course):
+    sae = SAE.load(SAE.names()[0])
+    texts = wb.Task.load("background").split("test").column("text")[:40]
+    row = features.evaluate(course, sae, texts).frame
+    assert row.loc["sae", "explained_variance"] > row.loc["random", "explained_variance"] + 0.1
+    assert row.loc["sae", "kl"] < 0.5 * row.loc["random", "kl"] and row.loc["sae", "l0"] < 64

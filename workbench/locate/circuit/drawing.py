@@ -1,0 +1,117 @@
+"""Pictures of circuits: the layered graph, the curve of sizes, a dot per prompt. Layers run upwards, as the stream does."""
+
+from __future__ import annotations
+
+import textwrap
+
+import numpy as np
+
+from workbench.plot import BLUE, FAINT, GREY, INK, MARK
+
+RED = "#b2182b"
+STYLES = {"q": (0, (4, 2)), "k": (0, (1, 1.5)), "v": "solid", "mlp_out": "solid", "logits": "solid"}
+
+
+def places(circuit) -> dict:
+    """Where does each part stand? Part -> (x, y): heads in columns by their number, FFNs in a column of their own to the
+    right, embed at the bottom, logits on top; only layers and parts the circuit runs through."""
+    heads, nodes = circuit.sizes[1], circuit.nodes
+    levels = sorted({_level(node, circuit) for node in nodes})
+    column = {"z": lambda node: node.index, "mlp_out": lambda node: heads + 0.3}
+    return {node: (column.get(node.kind, lambda node: (heads - 1) / 2)(node), levels.index(_level(node, circuit)))
+            for node in nodes}  # fmt: skip
+
+
+def _level(node, circuit) -> int:
+    return {"embed": -1, "logits": 2 * circuit.sizes[0]}.get(
+        node.kind, 2 * (node.layer or 0) + (node.kind == "mlp_out")
+    )
+
+
+def draw(circuit, *, edges: int = 120, labels: bool = True, title: str | None = None, ax=None):
+    """A circuit as a layered graph.
+
+    Args:
+        edges: draw at most so many, the strongest.
+        labels: write names on the parts. title: None for the circuit's own line.
+    Returns:
+        A matplotlib figure.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.patches import FancyArrowPatch
+
+    shown = circuit.top(min(edges, len(circuit)), prune=False)
+    where = places(shown)
+    xs, ys = ([place[i] for place in where.values()] or [0] for i in (0, 1))
+    if ax is None:
+        size = (min(14, 3.5 + 0.7 * (max(xs) - min(xs))), min(11, 1.6 + 0.55 * max(ys)))
+        figure = Figure(figsize=size, dpi=110, layout="constrained")
+        ax = figure.subplots()
+    largest = np.abs(shown.scores).max() if len(shown) else 1
+    for i in np.argsort(np.abs(shown.scores)):
+        edge, score = shown.edges[i], shown.scores[i]
+        for reader in shown.readers(edge.target):
+            strength = (abs(score) / (largest or 1)) ** 0.5
+            (x0, y0), (x1, y1) = where[edge.source], where[reader]
+            bend = 0.0 if y1 - y0 <= 1 else 0.12 * (1 if x0 >= x1 else -1)
+            ax.add_patch(FancyArrowPatch(
+                (x0, y0), (x1, y1), arrowstyle="-|>", mutation_scale=5 + 5 * strength, shrinkA=7, shrinkB=8,
+                connectionstyle=f"arc3,rad={bend}", color=BLUE if score >= 0 else RED, lw=0.4 + 2.6 * strength,
+                alpha=0.2 + 0.75 * strength, linestyle=STYLES[edge.target.kind], zorder=1))  # fmt: skip
+    for node, (x, y) in where.items():
+        marker = {"z": "o", "mlp_out": "s"}.get(node.kind, "D")
+        ax.plot(x, y, marker, ms=13 if labels else 7, mfc="white", mec=INK, mew=0.8, zorder=2)
+        if labels:
+            text = {"z": f"{node.layer}.{node.index}", "mlp_out": f"F{node.layer}"}.get(node.kind, node.kind[0].upper())
+            ax.annotate(text, (x, y), ha="center", va="center", fontsize=6.5, color=INK, zorder=3)
+    ax.set_xlim(min(xs) - 0.8, max(xs) + 0.8)
+    ax.set_ylim(min(ys) - 0.6, max(ys) + 0.6)
+    ax.set_axis_off()
+    wide = int(13 * ax.figure.get_figwidth())
+    left = f", the strongest {len(shown)} drawn" if len(shown) < len(circuit) else ""
+    line = (
+        f"{circuit.method}{': ' + circuit.task if circuit.task else ''}, {len(circuit)} of {circuit.whole} edges{left}"
+    )
+    ax.set_title("\n".join(textwrap.wrap(line if title is None else title, wide)), fontsize=9, loc="left", color=INK)
+    note = ("E embedding, 2.1 head 1 of layer 2, F2 its FFN, L logits. Into heads: values solid, queries dashed, keys dotted. "
+            "Blue helps, red hurts; width by the root of the score.")  # fmt: skip
+    ax.figure.supxlabel("\n".join(textwrap.wrap(note, int(1.2 * wide))), x=0.01, ha="left", fontsize=7, color=FAINT)
+    return ax.figure
+
+
+def curve(result, *, ax=None):
+    """Faithfulness by size, on a logarithmic axis."""
+    from matplotlib.figure import Figure
+
+    ax = Figure(figsize=(6, 3.4), dpi=110, layout="constrained").subplots() if ax is None else ax
+    ax.axhline(1, color=FAINT, lw=0.8, ls=":")
+    for drawn in result.random:
+        ax.plot(100 * result.sizes, drawn, color=GREY, lw=1)
+    ax.plot([], [], color=GREY, lw=1, label=f"random: CPR {result.random_cpr.mean():.2f}, CMD {result.random_cmd.mean():.2f}"
+            if len(result.random) else "no random ranking")  # fmt: skip
+    ax.plot(100 * result.sizes, result.by_sign, "o-", color=MARK, ms=4, label=f"largest scores: CPR {result.cpr:.2f}")
+    ax.plot(
+        100 * result.sizes, result.by_size, "s--", color=BLUE, ms=4, label=f"largest |scores|: CMD {result.cmd:.2f}"
+    )
+    ax.set_xscale("log")
+    ax.set_xlabel("edges kept (% of all)")
+    ax.set_ylabel("faithfulness")
+    ax.set_title(f"{result.method}: {result.task}, {result.n} prompts", fontsize=9, color=INK)
+    ax.legend(fontsize=7, frameon=False)
+    return ax.figure
+
+
+def dots(result, *, ax=None):
+    """For each prompt, the metric in the circuit beside the metric in the whole model."""
+    from matplotlib.figure import Figure
+
+    ax = Figure(figsize=(4.2, 3.8), dpi=110, layout="constrained").subplots() if ax is None else ax
+    ends = [min(result.clean.min(), result.kept.min()), max(result.clean.max(), result.kept.max())]
+    ax.plot(ends, ends, color=FAINT, lw=0.8, ls=":")
+    ax.plot(result.clean, result.kept, "o", color=BLUE, ms=4, alpha=0.6)
+    ax.axhline(result.corrupted.mean(), color=GREY, lw=0.8)
+    ax.annotate("no edge", (ends[0], result.corrupted.mean()), fontsize=7, color=FAINT, va="bottom")
+    ax.set_xlabel(f"{result.metric}, whole model")
+    ax.set_ylabel(f"{result.metric}, circuit")
+    ax.set_title(f"faithfulness {result.value:.2f} with {result.edges} of {result.whole} edges", fontsize=9, color=INK)
+    return ax.figure
