@@ -2,7 +2,7 @@
 
 from workbench import improve, locate, steer, teach
 from workbench.component import Component
-from workbench.intervention import Add, Clamp, Intervention, Mean, ProjectOut, Replace, Scale, Zero
+from workbench.intervention import Add, Affine, Clamp, Intervention, Mean, ProjectOut, Replace, Scale, Zero
 from workbench.model import Model, load, revisions
 from workbench.recipe import Recipe
 from workbench.report import Report
@@ -11,27 +11,8 @@ from workbench.scores import Scores
 from workbench.task import Task
 
 __all__ = [
-    "SAE",
-    "Add",
-    "Clamp",
-    "Component",
-    "Intervention",
-    "Mean",
-    "Model",
-    "ProjectOut",
-    "Recipe",
-    "Replace",
-    "Report",
-    "Scale",
-    "Scores",
-    "Task",
-    "Zero",
-    "improve",
-    "load",
-    "locate",
-    "revisions",
-    "show",
-    "steer",
+    "SAE", "Add", "Affine", "Clamp", "Component", "Intervention", "Mean", "Model", "ProjectOut", "Recipe", "Replace",
+    "Report", "Scale", "Scores", "Task", "Zero", "improve", "load", "locate", "revisions", "show", "steer",
     "teach",
 ]  # fmt: skip
 

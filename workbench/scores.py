@@ -155,7 +155,8 @@ class Scores:
         columns = {
             name.removeprefix("column."): arrays.pop(name) for name in list(arrays) if name.startswith("column.")
         }
-        plain["columns"] = plain.get("columns", {}) | columns
+        columns |= plain.get("columns", {})
+        plain["columns"] = {name: columns[name] for name in plain.pop("order", columns)}
         return cls(**plain, **arrays)
 
 

@@ -152,6 +152,26 @@ CHECKS = {
         "Compare it with 0.8, and with what chance would give.",
         "Call circuit.stability with the scores and the share 0.05.",
     ),
+    "12.inside": (
+        lambda answer, scores: (
+            Component.parse(answer)
+            == max((one for one in scores.components if one.kind in "qkv"), key=lambda one: abs(scores[one]))
+        ),
+        "The head looks where it always looks; what stands there differs.",
+        "Of the rows q, k and v in inside.frame, take the largest score; write its address, such as 'k.3.1'.",
+    ),
+    "12.cut": (
+        lambda answer, scores: int(answer) == scores.top(1)[0].layer,
+        "There the end reads the city.",
+        "The first row of cut.frame; its layer is a number from 0 to 7.",
+    ),
+    "12.joint": (
+        lambda answer, joint: (
+            abs(float(answer) / float(joint.frame.joint[0] / joint.frame.sum_of_single[0]) - 1) < 0.01
+        ),
+        "That is how much the single effects hide.",
+        "joint.frame.joint divided by joint.frame.sum_of_single; take the row 0.",
+    ),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,7 @@ class Joint:
         ax.legend(fontsize=7, frameon=False)
         for side in ("top", "right"):
             ax.spines[side].set_visible(False)
+        figure._repr_png_ = partial(_png, figure)  # a Figure made without pyplot does not show itself in a notebook
         return figure
 
     def save(self, folder) -> Path:
@@ -125,6 +127,14 @@ class Joint:
         plain["components"] = [Component.parse(one) for one in plain["components"]]
         controls = [arrays.pop(f"controls.{i}") for i in range(len(plain["names"]))]
         return cls(**plain, **arrays, controls=controls)
+
+
+def _png(figure) -> bytes:
+    from io import BytesIO
+
+    file = BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
 
 
 ARRAYS = ("effects", "sums", "single")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
+from functools import partial
 
 import numpy as np
 
@@ -37,7 +39,6 @@ def draw(circuit, *, edges: int = 120, labels: bool = True, title: str | None = 
     Returns:
         A matplotlib figure.
     """
-    from matplotlib.figure import Figure
     from matplotlib.patches import FancyArrowPatch
 
     shown = circuit.top(min(edges, len(circuit)), prune=False)
@@ -45,8 +46,7 @@ def draw(circuit, *, edges: int = 120, labels: bool = True, title: str | None = 
     xs, ys = ([place[i] for place in where.values()] or [0] for i in (0, 1))
     if ax is None:
         size = (min(14, 3.5 + 0.7 * (max(xs) - min(xs))), min(11, 1.6 + 0.55 * max(ys)))
-        figure = Figure(figsize=size, dpi=110, layout="constrained")
-        ax = figure.subplots()
+        ax = _axes(size)
     largest = np.abs(shown.scores).max() if len(shown) else 1
     for i in np.argsort(np.abs(shown.scores)):
         edge, score = shown.edges[i], shown.scores[i]
@@ -81,9 +81,7 @@ def draw(circuit, *, edges: int = 120, labels: bool = True, title: str | None = 
 
 def curve(result, *, ax=None):
     """Faithfulness by size, on a logarithmic axis."""
-    from matplotlib.figure import Figure
-
-    ax = Figure(figsize=(6, 3.4), dpi=110, layout="constrained").subplots() if ax is None else ax
+    ax = _axes((6, 3.4)) if ax is None else ax
     ax.axhline(1, color=FAINT, lw=0.8, ls=":")
     for drawn in result.random:
         ax.plot(100 * result.sizes, drawn, color=GREY, lw=1)
@@ -94,6 +92,8 @@ def curve(result, *, ax=None):
         100 * result.sizes, result.by_size, "s--", color=BLUE, ms=4, label=f"largest |scores|: CMD {result.cmd:.2f}"
     )
     ax.set_xscale("log")
+    ax.set_xticks(100 * result.sizes[result.sizes > 0], [f"{100 * x:g}" for x in result.sizes if x > 0], minor=False)
+    ax.minorticks_off()
     ax.set_xlabel("edges kept (% of all)")
     ax.set_ylabel("faithfulness")
     ax.set_title(f"{result.method}: {result.task}, {result.n} prompts", fontsize=9, color=INK)
@@ -103,9 +103,7 @@ def curve(result, *, ax=None):
 
 def dots(result, *, ax=None):
     """For each prompt, the metric in the circuit beside the metric in the whole model."""
-    from matplotlib.figure import Figure
-
-    ax = Figure(figsize=(4.2, 3.8), dpi=110, layout="constrained").subplots() if ax is None else ax
+    ax = _axes((4.2, 3.8)) if ax is None else ax
     ends = [min(result.clean.min(), result.kept.min()), max(result.clean.max(), result.kept.max())]
     ax.plot(ends, ends, color=FAINT, lw=0.8, ls=":")
     ax.plot(result.clean, result.kept, "o", color=BLUE, ms=4, alpha=0.6)
@@ -115,3 +113,18 @@ def dots(result, *, ax=None):
     ax.set_ylabel(f"{result.metric}, circuit")
     ax.set_title(f"faithfulness {result.value:.2f} with {result.edges} of {result.whole} edges", fontsize=9, color=INK)
     return ax.figure
+
+
+def _axes(size: tuple[float, float]):
+    """Axes of a new Figure, which a notebook shows as a picture when it is the last line of a cell."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    figure._repr_png_ = partial(_png, figure)
+    return figure.subplots()
+
+
+def _png(figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=figure.dpi, metadata={"Software": None})
+    return file.getvalue()

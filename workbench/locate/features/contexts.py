@@ -59,7 +59,7 @@ class Contexts:
         for line, row in enumerate(self.rows):
             at = 0.0
             for token, value in zip(row["tokens"], row["activations"], strict=True):
-                shade = max(0.0, value) / (self.max or 1.0)
+                shade = min(1.0, max(0.0, value) / (self.max or 1.0))  # values are rounded
                 axes.text(at, line, token, fontsize=8, family="monospace", va="center",
                           bbox={"facecolor": (1.0, 0.75, 0.3, shade), "edgecolor": "none", "pad": 1.5})  # fmt: skip
                 at += 1.15 * (len(token) + 1)
