@@ -6,10 +6,13 @@ import torch
 from tiny import copying
 
 import workbench as wb
+from workbench import measure
 from workbench.component import Component
 from workbench.improve.planting import plant
 from workbench.locate.causal import Joint, ablate, joint_ablation, patch
+from workbench.locate.causal.optimal import optimal_constants
 from workbench.locate.causal.pool import Pool
+from workbench.model.sweep import capture
 
 
 def task(*args):
@@ -34,8 +37,6 @@ def test_means_are_per_position_template_and_length(trained):
     assert (
         pool.levels[0] == ("template", 7, "a") and pool.levels[1] == ("template", 7, "b") and pool.levels[3][0] == "end"
     )
-    from workbench.model.sweep import capture
-
     group = [0, 1, 3]
     base = capture(trained, [pairs.clean[i] for i in group], [one])
     ((source, _),) = pool.sources(base, group, 1)
@@ -65,6 +66,29 @@ def test_resampling_from_the_other_side_is_noising(trained):
         )
         assert np.allclose(lost.per_prompt, patch(trained, wb.Task([row]), ["z.0.1", "mlp_out.1"], direction="noising").per_prompt,
                            atol=1e-5)  # fmt: skip
+
+
+def test_the_optimal_constant_disturbs_least(trained):
+    """Measured with plain interventions: less than the mean and than zero, for each component."""
+    pairs, found = (
+        task(6).on(trained),
+        [wb.Component.parse(one) for one in ("z.0.1", "v.1.0", "neuron.1.5", "mlp_out.1")],
+    )
+    constants, cost, note = optimal_constants(trained, pairs, found, 0)
+    before = trained.logits(pairs.clean)
+    for one in found:
+        mean = trained.activations(pairs.clean, one).flatten(0, -2 if one.kind != "neuron" else -1).mean(0)
+        kl = [measure.kl(before, trained.logits(pairs.clean, wb.Replace(one, value))).mean()
+              for value in (constants[one].squeeze(-1) if one.kind == "neuron" else constants[one], mean, 0 * mean)]  # fmt: skip
+        assert kl[0] < min(kl[1:]), one
+    assert cost > 25 and "Fitted on 6 prompts" in note
+    scores = ablate(trained, task(6), found, "optimal", null=False)
+    assert scores.why.startswith("Fitted on 6") and scores.method == "causal.ablate.optimal"
+    for at, said in (("resid_post.1", "cannot be ablated optimally"), ("pattern.0.1", "cannot be ablated optimally")):
+        with pytest.raises(ValueError, match=said):
+            ablate(trained, task(3), at, "optimal")
+    with pytest.raises(ValueError, match="one component at a time"):
+        joint_ablation(trained, task(3), "z", method="optimal")
 
 
 @pytest.mark.parametrize("method", ["mean", "resample", "zero"])

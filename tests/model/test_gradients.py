@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny import build, tokenizer
 
 import workbench as wb
 from workbench.model.names import INSIDE
@@ -75,3 +76,13 @@ def test_inside_attention_acts_on_the_prompt_only(llama, words):
     with pytest.raises(ValueError, match="prompt only"):
         llama.generate(words(5), wb.Zero("k.0.0", phase="generation"))
     assert llama.generate(words(5), wb.Zero("k.0.0"), max_new_tokens=3)
+
+
+def test_attention_that_keeps_no_pattern(words):
+    """A module with fused attention: q, k and v are there, the pattern is refused with what to type."""
+    hf = build("llama")
+    hf.set_attn_implementation("sdpa")
+    model = wb.load(hf, tokenizer=tokenizer())
+    assert model.activations(words(4, 4), "q.0.1").shape == (2, 4, 8)
+    with pytest.raises(ValueError, match="set_attn_implementation"):
+        model.activations(words(4), "pattern.0.1")

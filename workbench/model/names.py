@@ -143,6 +143,7 @@ class Names:
         self.nn, self.row, self.saes = nn, row, {}
         self.layers = attrgetter(row.layers)(nn)
         self.n_layers, self.n_heads = len(self.layers), config.num_attention_heads
+        self.attention = getattr(config, "_attn_implementation", None) or "eager"
         self.n_kv_heads = getattr(config, "num_key_value_heads", None) or self.n_heads
         self.scale = float(getattr(config, "residual_multiplier", None) or 1.0)
         self.d_model, self.d_vocab = config.hidden_size, config.vocab_size
@@ -264,6 +265,12 @@ class Names:
         if "attention_interface_1" not in _operations(self.part("attn", 0)):
             for kind in INSIDE:
                 self.refused[kind] = f"{kind}: this architecture computes attention in a way of its own; use z."
+        elif self.attention != "eager":
+            for kind in ("attn_scores", "pattern"):
+                self.refused[kind] = (
+                    f"{kind}: attention is computed by {self.attention!r} here, which keeps no pattern; call "
+                    "hf.set_attn_implementation('eager') before wb.load."
+                )
         elif not trace(_patterns_sum_to_one):
             self.refused["pattern"] = "pattern: attention does not sum to one here (sinks), so it is not offered."
         moved = trace(_read_mlp_without_attention)

@@ -25,14 +25,15 @@ def ablate(model, task: Task, at, method: str = "mean", *, positions=None, metri
 
     Scores are m_clean - m_ablated, in units of the metric: above 0 the component helps. "mean" puts in the average over
     matched prompts, per position and template; "resample" another matched prompt's activation, `draws` times; "zero" puts
-    in 0, which the model has never met: it overstates. None of the three sees a component that another can stand in for
-    (`joint_ablation`).
+    in 0, which the model has never met: it overstates. "optimal" fits the constant that changes the prediction least (the
+    KL divergence), so what is lost then, no constant can give; it is slow. None sees a component that another can stand
+    in for (`joint_ablation`).
 
     The null moves the same component as far in a random direction: is it what was taken away, or only how much was changed?
 
     Args:
         task: pairs; their clean prompts are ablated. at, positions, metric: as for `patch`.
-        method: "mean", "resample" or "zero".
+        method: "mean", "resample", "zero" or "optimal" (of z, neuron, attn_out, mlp_out, q, k, v).
         reference: a task whose prompts (both sides of pairs, or texts) the means and activations come from, for example
             the fit split; None takes the pairs themselves. Prompts that fewer than 8 others share the template with are
             matched by length, and then by distance from the end; `why` says how many.
@@ -42,8 +43,8 @@ def ablate(model, task: Task, at, method: str = "mean", *, positions=None, metri
     Raises:
         ValueError: for an unknown method, a component that cannot be changed, or activations that are not finite.
     Source:
-        Wang et al. 2022 (means per template), Chan et al. 2022 (resampling); Li and Janson 2024 on what zero and mean
-        overstate.
+        Wang et al. 2022 (means per template), Chan et al. 2022 (resampling); Li and Janson 2024 (optimal, and what zero
+        and mean overstate).
     """
     began = time.perf_counter()
     if method not in METHODS:
@@ -51,7 +52,7 @@ def ablate(model, task: Task, at, method: str = "mean", *, positions=None, metri
     task, drawn = Task.of(task), draws_of(null)
     pairs = task.on(model)
     found, cells, labels = cells_of(model, pairs, at, positions)
-    pool = Pool(model, pairs, reference, found, method, seed)
+    pool = Pool(model, pairs, reference, found, method, seed, cells)
     n = len(pairs.clean)
     runs = _Runs(model, pairs, pool, found, metric, draws if method == "resample" else 1)
     under = np.zeros((drawn, len(cells), n))
@@ -94,6 +95,10 @@ def joint_ablation(model, task: Task, at, *, onward: bool = False, method: str =
     task = Task.of(task)
     pairs = task.on(model)
     found, cells, _ = cells_of(model, pairs, list(components(at)))
+    if method == "optimal":
+        raise ValueError(
+            "Optimal constants are fitted for one component at a time; choose 'mean', 'resample' or 'zero'."
+        )
     if any(one.kind == "feature" for one in found):
         raise ValueError(
             "Features are ablated one at a time: several of one SAE change the same stream. Use ablate(...)."

@@ -132,8 +132,10 @@ class Joint:
 def _png(figure) -> bytes:
     from io import BytesIO
 
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     file = BytesIO()
-    figure.savefig(file, format="png")
+    FigureCanvasAgg(figure).print_figure(file, format="png", dpi=figure.dpi, metadata={"Software": None})
     return file.getvalue()
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from workbench.locate.causal.optimal import optimal_constants
 from workbench.model.plan import TOKENS_PER_PASS
-from workbench.model.sweep import Run, capture
+from workbench.model.sweep import Run, capture, span
 from workbench.task import Task
 
-METHODS = ("mean", "resample", "zero")
+METHODS = ("mean", "resample", "zero", "optimal")
 FEW = 8  # a mean over fewer prompts than this is taken over more alike ones
 PAIRWISE = ("attn_scores", "pattern")  # sites with an axis of key positions: only prompts of one length compare
 
@@ -19,15 +20,13 @@ class Pool:
 
     Args:
         pairs: the prompts to ablate. reference: further prompts (a task of pairs or texts), or None for both sides of the
-            pairs themselves. found: the components.
+            pairs themselves. found: the components; cells: their patches, for the optimal constants.
     """
 
-    def __init__(self, model, pairs, reference, found, method: str, seed: int):
+    def __init__(self, model, pairs, reference, found, method: str, seed: int, cells=()):
         self.model, self.found, self.method, self.seed = model, found, method, seed
         self.cost, self.note = 0.0, ""
-        self.own = (
-            {i: i for i in range(len(pairs.clean))} if reference is None else {}
-        )  # a prompt is no match for itself
+        self.own = {i: i for i in range(len(pairs.clean))} if reference is None else {}  # no prompt is its own match
         if reference is None or Task.of(reference).kind == "pairs":
             others = pairs if reference is None else Task.of(reference).on(model)
             self.prompts, templates = [*others.clean, *others.corrupted], others.task.column("template") * 2
@@ -37,14 +36,16 @@ class Pool:
         self.keys = [(len(ids), template) for ids, template in zip(self.prompts, templates)]
         self.levels = [self._level(len(ids), template) for ids, template in
                        zip(pairs.clean, pairs.task.column("template"))]  # fmt: skip
-        if method != "zero":
+        if method in MATCH:
             kinds = [level[0] for level in self.levels]
-            said = [
-                f"{kinds.count(kind)} of {len(kinds)} {how}" for kind, how in MATCH[method].items() if kind in kinds
-            ]
-            self.note = f"Matched: {'; '.join(said)}."
+            counts = [(kinds.count(kind), how) for kind, how in MATCH[method].items()]
+            self.note = f"Matched: {'; '.join(f'{count} of {len(kinds)} {how}' for count, how in counts if count)}."
         if method == "mean":
             self._average()
+        elif method == "optimal":
+            self.cells = cells
+            fitted_on = pairs if reference is None else Task.of(reference).on(model)
+            self.constants, self.cost, self.note = optimal_constants(model, fitted_on, found, seed)
 
     def _level(self, length: int, template) -> tuple:
         """How well a prompt is matched: by template and length, by length, or only by distance from the end."""
@@ -93,6 +94,15 @@ class Pool:
             yield base.with_acts({site: torch.zeros_like(x) for site, x in base.acts.items()}), own
         elif self.method == "mean":
             yield base.with_acts({site: self._means(site, x, group) for site, x in base.acts.items()}), own
+        elif self.method == "optimal":
+            acts = {site: x.clone() for site, x in base.acts.items()}
+            for one, cell in zip(self.found, self.cells):
+                for row, i in enumerate(group):
+                    columns = [p + base.pads[row] for p in cell.parts[one][i]]
+                    acts[one.site][row, columns, span(self.model.names, one, acts[one.site].shape[-1])] = (
+                        self.constants[one]
+                    )
+            yield base.with_acts(acts), own
         else:
             for draw in range(draws):
                 rng = np.random.default_rng([self.seed, draw, group[0]])

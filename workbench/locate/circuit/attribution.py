@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -97,10 +96,9 @@ def _gradients(name, model, task, alphas, metric, null, seed, by_site=False) -> 
     sites = 2 * model.names.n_layers + 1 if by_site else 1
     usable = [i for i, donor in enumerate(donors) if donor != i]
     why = "" if len(usable) > 1 else "No two pairs have equal length, so there is no other pair to make a null from."
-    found = scored(wired, values[0], values[1][:, usable] if null and not why else None, name, metric, task, seed, began,
-                   2 + 2 * len(alphas) * sites, why)  # fmt: skip
-    first = [i for i, edge in enumerate(found.edges) if edge.source.kind == "embed"]
-    return replace(found, completeness=float(found.scores[first].sum() / (sides[0] - sides[1]).mean()))
+    gap, first = float((sides[0] - sides[1]).mean()), wired.exists.nonzero()[:, 1] == 0
+    return scored(wired, values[0], values[1][:, usable] if null and not why else None, name, metric, task, seed, began,
+                  2 + 2 * len(alphas) * sites, why, completeness=float(values[0][first.numpy()].mean(1).sum()) / gap)  # fmt: skip
 
 
 def _sites(names, clean: Writes, corrupted: Writes, by_site: bool):
@@ -169,7 +167,8 @@ def all_edges(wired: Wiring) -> tuple:
     return every_edge(tuple(wired.sources), tuple(wired.targets), tuple(wired.known))
 
 
-def scored(wired: Wiring, per_prompt, under, method, metric, task, seed, began, cost, why="", edges=None) -> Circuit:
+def scored(wired: Wiring, per_prompt, under, method, metric, task, seed, began, cost, why="", edges=None,
+           **more) -> Circuit:  # fmt: skip
     """Edges (all of the model, if not given) with the means of [edge, prompt] values, their intervals and their null."""
     names = dict(edges=edges or all_edges(wired), sizes=wired.sizes,
                  whole=int(wired.exists.sum()), method=method, task=task.name, seed=seed, cost=float(cost), why=why,
@@ -182,7 +181,7 @@ def scored(wired: Wiring, per_prompt, under, method, metric, task, seed, began, 
         threshold = measure.null_threshold(under, np.ones(under.shape[1]), draws=DRAWS, seed=seed + 1)
         names["null"] = "the same score for the change to another pair's corrupted prompt"
     return Circuit(scores=per_prompt.mean(1), per_prompt=per_prompt, ci_lo=low, ci_hi=high, null_p95=threshold,
-                   seconds=time.perf_counter() - began, **names)  # fmt: skip
+                   seconds=time.perf_counter() - began, **names, **more)  # fmt: skip
 
 
 def refuse_without_gap(clean, corrupted, metric) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache, total_ordering
+from functools import cached_property, lru_cache, total_ordering
 
 from workbench.component import Component
 
@@ -49,7 +49,7 @@ class Edge:
     def __lt__(self, other: Edge) -> bool:
         return self.order < other.order
 
-    @property
+    @cached_property
     def order(self) -> tuple:
         """For sorting: by what reads, then by what writes, both in forward order."""
         return (self.target._key(), self.source._key())

@@ -143,10 +143,8 @@ def _effects(model, chosen, prompts, group, own, other: dict, donors: list[list[
             if kind == "feature":
                 sides = _features(names, chosen, part, own.acts, slopes, other)
             else:
-                sides = [
-                    value(names, own.acts, kind, layer),
-                    value(names, other, kind, layer),
-                    slope(names, slopes, kind, layer),
+                sides = [value(names, acts, kind, layer) for acts in (own.acts, other)] + [
+                    slope(names, slopes, kind, layer)
                 ]
                 sides = [x.float().unflatten(-1, (names.size(kind) or 1, -1)) for x in sides]
             found.append(torch.einsum("dntu,pnt->dpnu", _first_order(*sides, theirs), mask))
@@ -155,7 +153,7 @@ def _effects(model, chosen, prompts, group, own, other: dict, donors: list[list[
 
 def _first_order(mine, other, slopes, theirs) -> torch.Tensor:
     """Changes times slopes, [draw, row, column, unit], from activations [row, column, unit, width] of the two sides."""
-    if mine.dtype == torch.float32 and mine.abs().max() > 1e30:  # attention scores that the causal mask has ruled out
+    if mine.abs().max() > 1e30:  # attention scores that the causal mask has ruled out
         mine, other = (torch.where(x.abs() > 1e30, 0, x) for x in (mine, other))
     found = [((other - mine) * slopes).sum(-1)]
     if theirs and mine.shape[-1] >= 8:  # all pairs of prompts at once

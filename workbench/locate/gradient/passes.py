@@ -58,11 +58,8 @@ def run(model, prompts: Prompts, sites, metric, *, rows=None, slopes=(), drop: b
     """
     order = sorted({*sites, *slopes}, key=_order)
     switches = torch.ones(model.names.n_layers, device=model.hf.device)
-    added = (
-        {(kind, layer) for kind in ("attn_out", "mlp_out") for layer in range(model.names.n_layers)} if drop else set()
-    )
-    stops = sorted({*order, *added}, key=_order)
-
+    layers = range(model.names.n_layers if drop else 0)
+    stops = sorted({*order, *((kind, layer) for kind in ("attn_out", "mlp_out") for layer in layers)}, key=_order)
     rows = torch.arange(len(prompts.ids)) if rows is None else rows
     names, gates = model.names, switches if drop else None  # what a trace may carry away: not the model itself
 

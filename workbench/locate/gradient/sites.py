@@ -89,10 +89,8 @@ def needs(names: Names, group: Group, qk_fix: bool) -> tuple[set[Site], set[Site
     """(sites whose activations, sites whose slopes) the effects of a group are made of."""
     kind, layer, name = group
     if kind == "feature":
-        reads, at = names.saes[name].source, names.saes[name].at
-        return needs(names, (reads.kind, reads.layer, None), False)[0], needs(names, (at.kind, at.layer, None), False)[
-            1
-        ]
+        read, written = ((at.kind, at.layer, None) for at in (names.saes[name].source, names.saes[name].at))
+        return needs(names, read, False)[0], needs(names, written, False)[1]
     if kind == "resid_mid":  # resid_pre + attn_out; its slope arrives at what attention writes
         return {("resid_pre", layer), ("attn_out", layer)}, {("attn_out", layer)}
     if kind in ("q", "k") and qk_fix:

@@ -72,9 +72,8 @@ def saliency(model, task, *, positions=None, how="norm", metric="logit_diff", ba
         here, start = _embedded(model, pairs, group, baseline)
         own = run(model, prompts, [], of, slopes=[EMBED], embed=here)
         slope, value[group] = own.slopes[0][EMBED], own.value.cpu().numpy()
-        _cut(
-            found, group, prompts, here.norm(dim=-1) * slope.norm(dim=-1) if norm else ((here - start) * slope).sum(-1)
-        )
+        by_token = here.norm(dim=-1) * slope.norm(dim=-1) if norm else ((here - start) * slope).sum(-1)
+        _cut(found, group, prompts, by_token)
         for draw in range(0 if norm else draws):
             theirs = here[_donors(others, group, draw)]  # comes in place of the own token, or of the baseline
             _cut(under[draw], group, prompts, ((theirs - (here if contrast else start)) * slope).sum(-1))
@@ -82,10 +81,8 @@ def saliency(model, task, *, positions=None, how="norm", metric="logit_diff", ba
         under, others = [[rng.permutation(one) for one in found] for _ in range(draws)], [[i] for i in range(n)]
         what, null_is = f"saliency, {how}", "the same numbers dealt anew among the tokens of each prompt"
     else:
-        what, null_is = (
-            f"saliency, {how} from {_said(baseline)}",
-            "the same gradients with the embeddings of other prompts",
-        )
+        what = f"saliency, {how} from {_said(baseline)}"
+        null_is = "the same gradients with the embeddings of other prompts"
     return _scores(model, pairs, name, known, positions, what, metric, found, under, others, value, None, 2.0, null, null_is,
                    seed, began)  # fmt: skip
 

@@ -15,6 +15,7 @@ from workbench.locate.causal.patching import name_of
 from workbench.locate.causal.places import batches
 from workbench.locate.gradient.passes import refuse_without_slope, tokens_per_pass
 from workbench.model.plan import TOKENS_PER_PASS, Prompts
+from workbench.model.run import LOCK
 from workbench.model.weights import columns
 from workbench.scores import Scores
 from workbench.task import Task
@@ -56,9 +57,8 @@ def weight_importance(model, task, at=("q", "k", "v", "z", "mlp_out"), *, rule: 
         raise ValueError(f"rule={rule!r} is unknown; choose {' or '.join(map(repr, RULES))}.")
     refuse_without_slope(metric)
     if model.remote is not None or names.row.neurons is None:
-        raise ValueError(
-            "Gradients of weights need the model here (model.remote = None), with neurons that can be told apart."
-        )
+        raise ValueError("Gradients of weights need the model here (model.remote = None), with neurons of its own (no fused "
+                         "experts).")  # fmt: skip
     for one in components(at):
         if one.kind not in KINDS or one.position is not None:
             raise ValueError(f"{one}: weights belong to {', '.join(KINDS)}, without a position.")
@@ -69,7 +69,7 @@ def weight_importance(model, task, at=("q", "k", "v", "z", "mlp_out"), *, rule: 
     for group in batches(pairs, max(1, TOKENS_PER_PASS // tokens_per_pass(names))):
         prompts = Prompts([pairs.clean[i] for i in group])
         answer, foil = (ids[group].to(model.hf.device) for ids in (pairs.answer, pairs.foil))
-        with Weights(model, prompts) as weights:
+        with Weights(model, prompts) as weights, torch.enable_grad():
             value = of(weights.logits[:, -1], answer, foil)
             values[group] = value.detach().cpu().numpy()
             for draw in range(1 + draws):
@@ -78,13 +78,15 @@ def weight_importance(model, task, at=("q", "k", "v", "z", "mlp_out"), *, rule: 
                 found[draw][:, group] = np.stack([_of(names, units, one) for one in wanted])
                 totals[draw, group] = total
     score, low, high = measure.ratio_of_means(found[0], totals[0], seed=seed)
-    limit = np.full(len(wanted), np.nan)
-    if draws and n > 1:
+    limit, why = np.full(len(wanted), np.nan), "" if draws else "No null was asked for."
+    if draws and n == 1:
+        why = "One prompt: neither interval nor null."
+    elif draws:
         limit = threshold(found[1:] / totals[1:].mean(1)[:, None, None])
     size = np.array([_of(names, weights.sizes, one) for one in wanted])
     return Scores(wanted, score, low, high, limit, found[0], f"gradient.weight_importance, {rule}", name_of(metric),
                   float(values.mean()), np.nan, "", "the same for the next word at random earlier positions" if draws else "",
-                  {}, task.name, 2.0 + draws, time.perf_counter() - began, seed, "" if draws else "No null was asked for.",
+                  {}, task.name, 2.0 + draws, time.perf_counter() - began, seed, why,
                   {"per_weight": score * weights.count / size})  # fmt: skip
 
 
@@ -116,8 +118,12 @@ class Weights:
             self.hooks.append(module.register_forward_hook(self._keep(key)))
         embed = attrgetter(self.names.row.embed)(self.model.hf)
         self.hooks.append(embed.register_forward_hook(lambda module, args, out: out.detach().requires_grad_(True)))
-        with torch.enable_grad():
-            self.logits = self.model.hf(**self.model.inputs(self.prompts), use_cache=False).logits.float()
+        try:
+            with LOCK, torch.enable_grad():
+                self.logits = self.model.hf(**self.model.inputs(self.prompts), use_cache=False).logits.float()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *error) -> None:

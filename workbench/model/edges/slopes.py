@@ -92,17 +92,19 @@ def _pull(wired: Wiring, layer: int, x, outs: list, grads: list, many: int) -> t
     space of the heads, where tensors are small, so that each target needs no stream of its own.
     """
     norm, (weights, biases) = wired.norms[layer], wired.weights(layer)
-    order = [which for _, whole in wired.layout for which in whole]
-    back = torch.tensor(order).argsort()
-    out, grad = (torch.cat(one, -1).unflatten(-1, (len(order), -1))[..., back, :] for one in (outs, grads))
-    grad = grad / many
-    if norm.eps is None:
-        slope = grad.unflatten(0, (many, -1)).sum(0)
-        return torch.einsum("rpte,tde->trpd", slope, weights)
-    normal, over = norm.normal(x)
-    constant = torch.einsum("d,tde->te", norm.shift, weights) + biases
-    along = ((out - constant) * grad).sum(-1) * over / x.shape[-1]
-    slope = (grad * over[..., None]).unflatten(0, (many, -1)).sum(0)
-    slope = torch.einsum("rpte,tde->trpd", slope, weights) * norm.scale
-    slope = slope - slope.mean(-1, keepdim=True) if norm.centres else slope
-    return slope - torch.einsum("mrpt,mrpd->trpd", along.unflatten(0, (many, -1)), normal.unflatten(0, (many, -1)))
+    order, found = [which for _, whole in wired.layout for which in whole], []
+    if norm.eps is not None:
+        normal, over = norm.normal(x)
+        biases = biases + torch.einsum("d,tde->te", norm.shift, weights)
+    for (_, whole), out, grad in zip(wired.layout, outs, grads, strict=True):
+        out, grad = (one.unflatten(-1, (len(whole), -1)) for one in (out, grad / many))
+        if norm.eps is None:
+            found.append(torch.einsum("rpte,tde->trpd", grad.unflatten(0, (many, -1)).sum(0), weights[whole]))
+            continue
+        along = ((out - biases[whole]) * grad).sum(-1) * over / x.shape[-1]
+        slope = (grad * over[..., None]).unflatten(0, (many, -1)).sum(0)
+        slope = torch.einsum("rpte,tde->trpd", slope, weights[whole]) * norm.scale
+        slope = slope - slope.mean(-1, keepdim=True) if norm.centres else slope
+        part = torch.einsum("mrpt,mrpd->trpd", along.unflatten(0, (many, -1)), normal.unflatten(0, (many, -1)))
+        found.append(slope - part)
+    return torch.cat(found)[torch.tensor(order).argsort()]

@@ -9,15 +9,12 @@ from workbench.model.names import Names
 from workbench.model.run import Model
 from workbench.model.sweep.capture import Run, in_order
 
-WRITTEN = {
-    "z": ("heads", "attn_add"),
-    "neuron": ("neurons", "mlp_add"),
-}  # the matrix it goes through, what adds the result
+# the matrix it goes through, and what adds the result to the stream
+WRITTEN = {"z": ("heads", "attn_add"), "neuron": ("neurons", "mlp_add")}
 
 
-def resume(
-    model: Model, base: Run, prompts, start: int, layer: int, stage: str, stream, edits=None, record=(), add=None
-):
+def resume(model: Model, base: Run, prompts, start: int, layer: int, stage: str, stream, edits=None, record=(), add=None,
+           slope=None):  # fmt: skip
     """One call: rows that go on from the base run at a depth and a column.
 
     Args:
@@ -25,10 +22,11 @@ def resume(
             block `layer` (stage "pre") or between its attention and FFN ("mid").
         edits: site -> (where, values), boolean and numbers [row, column, width]: set there on the way; columns count from
             `start`, except for k and v, where all are there. Not resid_pre of the layer where the run is taken up.
-        record: sites to read, before what is set there. add: (kind, layer, old, new), z or neurons [row, column, width]: what the difference writes
-            is added to the stream first.
+        record: sites to read, before what is set there.
+        add: (kind, layer, old, new), z or neurons [row, column, width]: what their difference writes is added to the stream.
+        slope: (tensor that edits are made from, logits [row, d_vocab] -> loss [row]), for a gradient.
     Returns:
-        (logits [row, d_vocab] at the last position, site -> what was read).
+        (logits [row, d_vocab] at the last position, site -> what was read); with slope (loss [row], gradient of its sum).
     """
     nn, names = model.nnsight, model.names  # what the trace may carry away with it: not the model itself
     past = {"use_cache": False}
@@ -41,7 +39,7 @@ def resume(
             places.setdefault(("resid_pre", at), [])
     order = sorted(places, key=in_order)
 
-    def body():
+    def run():
         x, kept, pre = stream, {}, None
         if add is not None:
             kind, at, old, new = add
@@ -68,6 +66,15 @@ def resume(
                     place.set(value)
             pre = value if site[0] == "resid_pre" else pre
         return nn.output.logits[:, -1].float(), kept
+
+    def body():
+        if slope is None:
+            return run()
+        leaf, loss_of = slope
+        with torch.enable_grad():
+            loss = loss_of(run()[0])
+            (gradient,) = torch.autograd.grad(loss.sum(), [leaf])
+        return loss.detach(), gradient
 
     return model.trace(model.inputs(base.ids[prompts], base.mask[prompts], start), body, logits_to_keep=1, **past)
 
