@@ -125,7 +125,7 @@ def test_unknown_methods_and_places(trained):
 
 
 def test_single_ablation_misses_a_redundant_pair_and_joint_ablation_finds_it(course):
-    with plant(course, "redundant", 2) as planted:
+    with plant(course, "redundant", 3) as planted:
         rows = planted.task.split("test")[:12]
         single = ablate(course, rows, list(planted.components), "zero", null=False)
         assert np.abs(single.columns["share"]).max() < 0.1
