@@ -31,6 +31,9 @@ def test_restoring_everything_that_was_noised_gives_the_clean_run(trained):
     assert scores["resid_pre.0@cause"] == pytest.approx(1, abs=1e-5)
     assert scores["resid_post.2@-1"] == pytest.approx(1, abs=1e-5)
     assert scores["resid_pre.0@1"] == 0 and scores.clean > 0.9 > 0.8 > scores.corrupted
+    assert (
+        0.02 < scores.null_p95[scores.components.index(wb.Component.parse("resid_pre.0@cause"))] < 0.9
+    )  # other noise disturbs
     assert set(scores.above_null()) >= {wb.Component.parse("resid_pre.0@cause"), wb.Component.parse("resid_post.2@-1")}
 
 

@@ -33,8 +33,7 @@ def exact(model, task: Task, edges=None, *, metric="logit_diff", seed: int = 0, 
     began, task, of, wired = time.perf_counter(), Task.of(task), measure.metric(metric), wiring(model)
     pairs = task.on(model)
     if edges is not None:
-        Circuit.of(model, edges).mask(wired)  # refuses what the model does not have
-        edges = sorted({Edge.parse(one) if isinstance(one, (str, Edge)) else Edge(*one) for one in edges})
+        edges = Circuit.of(model, edges).edges  # refuses what the model does not have
     found = {edge: np.zeros(len(pairs.clean)) for edge in (all_edges(wired) if edges is None else edges)}
     layers: dict[int, list] = {}
     for edge in found:

@@ -136,7 +136,7 @@ def _set_heads(
     active ones, the common stream to the others."""
     norm, (weights, biases) = wired.norms[layer], wired.weights(layer)
     idle = torch.ones(len(weights), dtype=torch.bool)
-    idle[active] = False
+    idle[active.cpu()] = False
     found = x.new_empty(len(weights), *stream.shape[:-1], weights.shape[-1])
     found[idle] = norm.project(stream[None], weights[idle], biases[idle])
     found[active] = norm.project(x, weights[active], biases[active])
