@@ -17,6 +17,8 @@ def opened(notebook):
 
 
 def test_a_click_in_the_grid_and_a_step_of_the_slider_arrive_as_values(opened, click):
+    from playwright.sync_api import expect
+
     page = opened.page
     table = ast.literal_eval(opened.run(
         "t = grid.value.frame; print([(c, int(l), int(p if i is None or i != i else i)) "
@@ -46,4 +48,5 @@ def test_a_click_in_the_grid_and_a_step_of_the_slider_arrive_as_values(opened, c
     ))  # fmt: skip
     assert after != before
     shown = panel.locator('.wb-strip-line[data-name="with"] .wb-generated')
-    assert shown.text_content() == said == opened.run("print(panel.text)")
+    expect(shown).to_have_text(said, timeout=30_000)  # the drawing follows the value
+    assert said == opened.run("print(panel.text)")
