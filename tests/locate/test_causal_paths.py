@@ -180,6 +180,7 @@ def test_senders_after_the_receivers_have_no_path(trained):
 
 def test_paths_that_cannot_be(trained):
     for settings, said in [(("resid_pre.1",), "cannot send"), (("z.0.0", "resid_post.1"), "cannot receive"),
+                           (("z.0.0", ["q.1.0", "logits"]), "receives by itself"),
                            (("z.0.0", "q.1.0@-1"), "at all positions")]:  # fmt: skip
         with pytest.raises(ValueError, match=said):
             path_patch(trained, task(3), *settings)

@@ -96,12 +96,12 @@ def path_patch(model, task: Task, senders, receivers="logits", *, direction: str
 
 def _receivers(model, receivers) -> list[Component]:
     """The sites that receive, in forward order; "logits" alone is no site but the end of the first run."""
-    wanted = components(receivers)
-    return (
-        sorted(model.names.expand([one for one in wanted if one.kind != "logits"]))
-        if wanted[0].kind != "logits"
-        else []
-    )
+    wanted, ends = components(receivers), [one.kind == "logits" for one in components(receivers)]
+    if any(ends) and len(wanted) > 1:
+        raise ValueError(
+            f"'logits' receives by itself; got {', '.join(map(str, wanted))}. Ask for it in a call of its own."
+        )
+    return [] if any(ends) else sorted(model.names.expand(wanted))
 
 
 def _refuse(found, into, frozen) -> None:
