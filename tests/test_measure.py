@@ -54,3 +54,22 @@ def test_null_threshold_covers_a_new_sample_from_the_null():
     threshold = measure.null_threshold(rng.normal(size=(2000, 60)), gap)
     new = np.abs(rng.normal(size=(2000, 60)).mean(1))
     assert 0.01 < (new > threshold).mean() < 0.07  # near 5 %, on the careful side
+
+
+def test_two_labelings_are_resampled_apart():
+    """Rows that differ by template only: the interval is that of the templates' means, however many entities there are."""
+    effect = np.array([0.0, 1.0, 2.0, 3.0])
+    values = np.repeat(effect, 50)
+    template, entity = np.repeat(list("abcd"), 50).tolist(), [str(i % 50) for i in range(200)]
+    mean, low, high = measure.mean_interval(values, [entity, template])
+    _, low1, high1 = measure.mean_interval(effect)
+    assert mean == 1.5 and (low, high) == (pytest.approx(low1, abs=0.15), pytest.approx(high1, abs=0.15))
+    _, low2, high2 = measure.mean_interval(values, entity)
+    assert high2 - low2 < 1e-9
+    assert measure.mean_interval(values, [entity, ["one"] * 200])[1:] == (low2, high2)
+
+
+def test_bound_of_a_share():
+    assert measure.share_bound(0, 120)[1] == pytest.approx(1 - 0.025 ** (1 / 120))
+    low, high = measure.share_bound(60, 120)
+    assert low == pytest.approx(1 - high) and 0.4 < low < 0.5

@@ -1,8 +1,10 @@
 """Locate, steer, improve: open a language model, find what causes a behaviour, change it, prove that it helped."""
 
 from workbench import improve, locate, steer, teach
+from workbench.attend import Attend
 from workbench.component import Component
-from workbench.intervention import Add, Affine, Clamp, Intervention, Mean, ProjectOut, Replace, Scale, Zero
+from workbench.gate import Gate
+from workbench.intervention import Add, Affine, Clamp, Delta, Intervention, Mean, ProjectOut, Replace, Scale, Zero
 from workbench.model import Model, load, revisions
 from workbench.recipe import Recipe
 from workbench.report import Report
@@ -11,9 +13,9 @@ from workbench.scores import Scores
 from workbench.task import Task
 
 __all__ = [
-    "SAE", "Add", "Affine", "Clamp", "Component", "Intervention", "Mean", "Model", "ProjectOut", "Recipe", "Replace",
-    "Report", "Scale", "Scores", "Task", "Zero", "improve", "load", "locate", "revisions", "show", "steer",
-    "teach",
+    "SAE", "Add", "Affine", "Attend", "Clamp", "Component", "Delta", "Gate", "Intervention", "Mean", "Model", "ProjectOut",
+    "Recipe", "Replace", "Report", "Scale", "Scores", "Task", "Zero", "improve", "load", "locate", "revisions", "show",
+    "steer", "teach",
 ]  # fmt: skip
 
 

@@ -6,27 +6,33 @@ an intervention with one acts on the prompt only; without one it acts on the pro
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar
 
 import torch
 
 from workbench.component import Component, components
+from workbench.gate import Gate
 
 PHASES = ("prompt", "generation", "both")
+APART = ("at", "phase", "gate")  # what every intervention has, said first and last
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Intervention:
-    """A change of activations. Build one of Zero, Mean, Replace, Scale, Clamp, Add, ProjectOut, Affine.
+    """A change of activations, or of weights (`Delta`). Build one of Zero, Mean, Replace, Scale, Clamp, Add, ProjectOut,
+    Affine, Attend, Delta.
 
     Attributes:
-        at: a component, its printed form, or a list of them; kept as a tuple of components.
+        at: a component, its printed form, or a list of them; kept as a tuple of components. Empty for a `Delta`.
         phase: "prompt" (prompt tokens), "generation" (every generated token, no prompt token) or "both".
+        gate: for which prompts it acts, a `Gate`; None for all.
     """
 
     at: tuple[Component, ...] = field(kw_only=False)
     phase: str | None = None
+    gate: Gate | None = None
     tensors: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
@@ -42,6 +48,12 @@ class Intervention:
                 f"Write {placed[0].at(None)} to act on every token, or phase='prompt'."
             )
         object.__setattr__(self, "phase", phase)
+        if not isinstance(self.gate, (Gate, type(None))):
+            raise TypeError(f"gate= takes a wb.Gate(at, direction, threshold); got {self.gate!r}.")
+        late = [one for one in at if self.gate is not None and phase != "generation" and not self.gate.before(one)]
+        if late:
+            raise ValueError(f"{self.gate.at} is read after {late[0]} has gone by, so it cannot gate it. Read the gate at the same "
+                             "place or earlier in the pass, or act on generated tokens only: phase='generation'.")  # fmt: skip
         for name in self.tensors:
             tensor = torch.as_tensor(getattr(self, name)).detach().clone()
             if not torch.isfinite(tensor).all():
@@ -52,6 +64,10 @@ class Intervention:
         """The new activations for `at[which]`, from the present ones [..., width]. Never changes `x` in place."""
         raise NotImplementedError
 
+    def changes(self, x: torch.Tensor, which: list[int]) -> torch.Tensor:
+        """As `change`, for several components of one kind at once: `x` is [..., component, width]."""
+        return torch.stack([self.change(x[..., i, :], one) for i, one in enumerate(which)], -2)
+
     @property
     def does_nothing(self) -> bool:
         return False
@@ -59,6 +75,14 @@ class Intervention:
     def moved(self, at, phase: str | None = None) -> Intervention:
         """The same change somewhere else."""
         return replace(self, at=at, phase=phase)
+
+    def on(self, prompts) -> Intervention:
+        """The same change, knowing the prompts of the batch that it is about to meet."""
+        return self
+
+    def gated(self, gate: Gate | None) -> Intervention:
+        """The same change for the prompts that the gate lets through; None takes a gate off."""
+        return replace(self, gate=gate)
 
     def __neg__(self) -> Intervention:
         return self * -1
@@ -81,15 +105,18 @@ class Intervention:
 
     def __repr__(self) -> str:
         at = str(self.at[0]) if len(self.at) == 1 else [str(one) for one in self.at]
-        values = [f"{f.name}={_brief(getattr(self, f.name))}" for f in fields(self) if f.name not in ("at", "phase")]
-        return f"{type(self).__name__}({', '.join([f'at={at!r}', *values, f'phase={self.phase!r}'])})"
+        values = [f"{f.name}={_brief(getattr(self, f.name))}" for f in fields(self) if f.name not in APART]
+        gate = [] if self.gate is None else [f"gate={self.gate!r}"]
+        return f"{type(self).__name__}({', '.join([f'at={at!r}', *values, f'phase={self.phase!r}', *gate])})"
 
     def to_dict(self) -> tuple[dict, dict[str, torch.Tensor]]:
         """Plain settings for JSON, and the tensors by name."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in (*self.tensors, "at")}
-        return {"op": type(self).__name__, "at": [str(one) for one in self.at], **plain}, {
-            name: getattr(self, name) for name in self.tensors
-        }
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in (*self.tensors, "at", "gate")}
+        tensors = {name: getattr(self, name) for name in self.tensors}
+        if self.gate is not None:
+            plain["gate"], own = self.gate.to_dict()
+            tensors |= {f"gate.{name}": tensor for name, tensor in own.items()}
+        return {"op": type(self).__name__, "at": [str(one) for one in self.at], **plain}, tensors
 
     @staticmethod
     def from_dict(plain: dict, tensors: dict[str, torch.Tensor]) -> Intervention:
@@ -102,7 +129,11 @@ class Intervention:
         op = OPERATIONS.get(plain.pop("op", None))
         if op is None:
             raise ValueError(f"Unknown operation in this recipe; this version knows {', '.join(OPERATIONS)}.")
-        return op(**plain, **tensors)
+        if op is Delta:
+            return op(**plain, weights=tensors)
+        own = {name.removeprefix("gate."): tensor for name, tensor in tensors.items() if name.startswith("gate.")}
+        gate = Gate(**plain.pop("gate"), **own) if own else None
+        return op(**plain, **{name: t for name, t in tensors.items() if not name.startswith("gate.")}, gate=gate)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -112,10 +143,14 @@ class Zero(Intervention):
     def change(self, x: torch.Tensor, which: int) -> torch.Tensor:
         return torch.zeros_like(x)
 
+    def changes(self, x: torch.Tensor, which: list[int]) -> torch.Tensor:
+        return torch.zeros_like(x)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Replace(Intervention):
-    """What happens with these activations instead? `values` is [width] or [len(at), width] (a number for neurons)."""
+    """What happens with these activations instead? `values` is [width] or [len(at), width] (a number each for neurons
+    and features)."""
 
     values: torch.Tensor
     tensors: ClassVar[tuple[str, ...]] = ("values",)
@@ -130,12 +165,17 @@ class Replace(Intervention):
 
     @property
     def _one_each(self) -> bool:
-        """One row of values per component; for neurons, whose values are numbers, one number."""
-        return self.values.dim() == 2 or (self.values.dim() == 1 and self.at[0].kind == "neuron")
+        """One row of values per component; for neurons and features, whose values are numbers, one number."""
+        return self.values.dim() == 2 or (self.values.dim() == 1 and self.at[0].kind in ("neuron", "feature"))
 
     def change(self, x: torch.Tensor, which: int) -> torch.Tensor:
         value = self.values[which] if self._one_each else self.values
         return _fit(value, x, self.at[which]).expand_as(x).clone()
+
+    def changes(self, x: torch.Tensor, which: list[int]) -> torch.Tensor:
+        value = self.values[which] if self._one_each else self.values
+        value = value[:, None].expand(-1, x.shape[-1]) if self._one_each and value.dim() == 1 else value
+        return _fit(value, x, self.at[which[0]]).expand_as(x).clone()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -145,16 +185,33 @@ class Mean(Replace):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Scale(Intervention):
-    """What happens with more or less of it? The activation times `factor`; 1 changes nothing, 0 is `Zero`."""
+    """What happens with more or less of it? The activation times `factor`; 1 changes nothing, 0 is `Zero`.
 
-    factor: float
+    Args:
+        factor: one number, or one for each component of `at`.
+    """
+
+    factor: float | tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if hasattr(self.factor, "__len__"):
+            object.__setattr__(self, "factor", tuple(map(float, self.factor)))
+            if len(self.factor) != len(self.at):
+                raise ValueError(f"Scale: {len(self.at)} components but {len(self.factor)} factors.")
 
     def change(self, x: torch.Tensor, which: int) -> torch.Tensor:
-        return x * self.factor
+        return x * (self.factor[which] if isinstance(self.factor, tuple) else self.factor)
+
+    def changes(self, x: torch.Tensor, which: list[int]) -> torch.Tensor:
+        if not isinstance(self.factor, tuple):
+            return x * self.factor
+        factors, exact = [self.factor[one] for one in which], torch.promote_types(x.dtype, torch.float32)
+        return (x * torch.tensor(factors, dtype=exact, device=x.device)[:, None]).to(x.dtype)
 
     @property
     def does_nothing(self) -> bool:
-        return self.factor == 1
+        return set(self.factor) == {1.0} if isinstance(self.factor, tuple) else self.factor == 1
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -166,6 +223,9 @@ class Clamp(Intervention):
     def change(self, x: torch.Tensor, which: int) -> torch.Tensor:
         return torch.full_like(x, self.value)
 
+    def changes(self, x: torch.Tensor, which: list[int]) -> torch.Tensor:
+        return torch.full_like(x, self.value)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Add(Intervention):
@@ -175,7 +235,8 @@ class Add(Intervention):
         vector: [width].
         strength: how far. `2 * a`, `-a` return the same vector at another strength; 0 changes nothing, bit for bit.
         unit: "raw" adds strength * vector; "norm" adds strength * |x| * vector/|vector|, the strength being in
-            units of the local norm |x| at each token.
+            units of the local norm |x| at each token; "angle" turns x by `strength` degrees towards the vector (as far
+            as it at most) without changing its length.
     """
 
     vector: torch.Tensor
@@ -185,17 +246,21 @@ class Add(Intervention):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.unit not in ("raw", "norm"):
-            raise ValueError(f"unit={self.unit!r} is unknown; choose 'raw' or 'norm' (units of the local norm).")
+        if self.unit not in ("raw", "norm", "angle"):
+            raise ValueError(
+                f"unit={self.unit!r} is unknown; choose 'raw', 'norm' (units of the local norm) or 'angle' (degrees)."
+            )
         if self.vector.dim() != 1:
             raise ValueError(f"Add takes one vector [width]; got shape {list(self.vector.shape)}.")
-        if self.unit == "norm" and not self.vector.norm() > 0:
-            raise ValueError("Add in units of the norm needs a direction; this vector is zero.")
+        if self.unit != "raw" and not self.vector.norm() > 0:
+            raise ValueError("Add in units of the norm or of an angle needs a direction; this vector is zero.")
 
     def change(self, x: torch.Tensor, which: int) -> torch.Tensor:
         vector = _fit(self.vector, x, self.at[which])
         if self.unit == "raw":
             return x + self.strength * vector
+        if self.unit == "angle":
+            return _turned(x, vector, math.radians(self.strength))
         return x + self.strength * x.norm(dim=-1, keepdim=True) * vector / vector.norm()
 
     @property
@@ -260,13 +325,96 @@ class Affine(Intervention):
         return x @ _fit(matrix, x, self.at[which]).T + _fit(bias, x, self.at[which])
 
 
-OPERATIONS = {op.__name__: op for op in (Zero, Mean, Replace, Scale, Clamp, Add, ProjectOut, Affine)}
+@dataclass(frozen=True, eq=False, repr=False)
+class Delta(Intervention):
+    """What happens with other weights? Each named weight becomes itself + strength * its difference.
+
+    Args:
+        weights: differences by parameter name as in `model.hf.named_parameters()`, such as
+            "model.layers.5.mlp.down_proj.weight", each of the shape of its parameter. A difference of low rank may be
+            given as two factors, "NAME.left" [out, rank] and "NAME.right" [rank, in], whose product it is.
+        strength: `2 * d` and `-d` are the same difference at another strength; 0 changes nothing, bit for bit.
+    """
+
+    at: tuple[Component, ...] = ()
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.at or self.phase not in (None, "both") or self.gate is not None:
+            raise ValueError(
+                "A Delta changes weights for every token and prompt: it takes no place, no phase and no gate."
+            )
+        if not self.weights:
+            raise ValueError("A Delta needs at least one weight: wb.Delta(weights={name: difference}).")
+        object.__setattr__(self, "phase", "both")
+        kept = {}
+        for name, tensor in self.weights.items():
+            tensor = torch.as_tensor(tensor).detach().cpu().clone()
+            if not torch.isfinite(tensor).all():
+                raise ValueError(f"Delta: the difference of {name} holds NaN or infinite numbers.")
+            kept[name] = tensor if tensor.is_floating_point() else tensor.float()
+        for name in kept:
+            stem, _, side = name.rpartition(".")
+            if side in ("left", "right") and not {f"{stem}.left", f"{stem}.right"} <= set(kept):
+                raise ValueError(f"Delta: {name} is one factor of two; give {stem}.left and {stem}.right.")
+        object.__setattr__(self, "weights", kept)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parameters it changes."""
+        return tuple(dict.fromkeys(name.removesuffix(".left").removesuffix(".right") for name in self.weights))
+
+    def difference(self, name: str) -> torch.Tensor:
+        """What is added to a parameter at the present strength, in float32."""
+        if name in self.weights:
+            return self.strength * self.weights[name].float()
+        return self.strength * (self.weights[f"{name}.left"].float() @ self.weights[f"{name}.right"].float())
+
+    @property
+    def does_nothing(self) -> bool:
+        return self.strength == 0
+
+    def __mul__(self, factor: float) -> Delta:
+        if not isinstance(factor, (int, float)):
+            return NotImplemented
+        return replace(self, strength=self.strength * factor)
+
+    def __eq__(self, other) -> bool:
+        if not isinstance(other, Delta):
+            return NotImplemented
+        return (self.strength, set(self.weights)) == (other.strength, set(other.weights)) and all(
+            torch.equal(value, other.weights[name]) for name, value in self.weights.items()
+        )
+
+    __hash__ = None
+
+    def __repr__(self) -> str:
+        norm = sum(self.difference(name).square().sum() for name in self.names) ** 0.5
+        return f"Delta(<{len(self.names)} weights, norm {norm:.3g}>, strength={self.strength:g})"
+
+    def to_dict(self) -> tuple[dict, dict[str, torch.Tensor]]:
+        return {"op": "Delta", "strength": self.strength}, dict(self.weights)
+
+
+OPERATIONS = {op.__name__: op for op in (Zero, Mean, Replace, Scale, Clamp, Add, ProjectOut, Affine, Delta)}
 
 
 def _fit(value: torch.Tensor, x: torch.Tensor, at: Component) -> torch.Tensor:
     if value.dim() and value.shape[-1] != x.shape[-1]:
         raise ValueError(f"{at} is {x.shape[-1]} numbers wide, but the given tensor is {value.shape[-1]} wide.")
     return value.to(x)
+
+
+def _turned(x: torch.Tensor, vector: torch.Tensor, angle: float) -> torch.Tensor:
+    """x turned towards the vector (away from it for a negative angle) in the plane of both, at most until they agree."""
+    size = x.norm(dim=-1, keepdim=True)
+    unit, goal = x / size.clamp(min=1e-12), math.copysign(1, angle) * vector / vector.norm()
+    cos = (unit * goal).sum(-1, keepdim=True).clamp(-1, 1)
+    side = goal - cos * unit
+    side = side / side.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    turn = torch.acos(cos).clamp(max=abs(angle))
+    return size * (turn.cos() * unit + turn.sin() * side)
 
 
 def _same(a, b) -> bool:
@@ -276,4 +424,6 @@ def _same(a, b) -> bool:
 def _brief(value) -> str:
     if isinstance(value, torch.Tensor):
         return f"<{'x'.join(map(str, value.shape)) or 'scalar'} tensor, norm {value.norm():.3g}>"
+    if isinstance(value, tuple) and len(value) > 4:
+        return f"<{len(value)} numbers>"
     return f"{value:g}" if isinstance(value, float) else repr(value)

@@ -70,21 +70,42 @@ def mean_interval(values, clusters=None, level: float = 0.95, draws: int = 2000,
 
     Args:
         values: [prompt] or [prompt, ...].
+        clusters: a label for each prompt (its entity), or a list of several such labelings (entities and templates): each
+            is then resampled by itself and a prompt weighs the product (the pigeonhole bootstrap, Owen 2007); a labeling
+            with fewer than two labels is left out.
     Returns:
         (mean, low, high); the interval is NaN for fewer than two clusters.
     """
     values = np.asarray(values, float)
-    mean = values.mean(0)
-    groups = np.arange(len(values)) if clusters is None else np.unique(np.asarray(clusters), return_inverse=True)[1]
-    k = groups.max() + 1
-    if k < 2:
-        return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    sums, counts = np.zeros((k, *values.shape[1:])), np.bincount(groups, minlength=k)
-    np.add.at(sums, groups, values)
-    weights = bootstrap_weights(k, draws, seed)
+    mean, nothing = values.mean(0), np.full_like(values.mean(0), np.nan)
+    several = clusters is not None and len(clusters) > 0 and isinstance(clusters[0], (list, tuple, np.ndarray))
+    labelings = [np.arange(len(values))] if clusters is None else clusters if several else [clusters]
+    codes = [np.unique(np.asarray(one), return_inverse=True)[1] for one in labelings]
+    codes = [one for one in codes if one.max() > 0]
+    if not codes:
+        return mean, nothing, nothing
+    if len(codes) == 1:  # sums by cluster: quick also for a hundred thousand tokens
+        k = codes[0].max() + 1
+        sums, counts = np.zeros((k, *values.shape[1:])), np.bincount(codes[0], minlength=k).astype(float)
+        np.add.at(sums, codes[0], values)
+        weights = bootstrap_weights(k, draws, seed)
+    else:
+        weights = np.ones((draws, len(values)))
+        for i, one in enumerate(codes):
+            weights *= bootstrap_weights(one.max() + 1, draws, seed + i)[:, one]
+        weights = weights[weights.sum(1) > 0]
+        sums, counts = values, np.ones(len(values))
     drawn = np.tensordot(weights, sums, 1) / (weights @ counts).reshape(-1, *[1] * (values.ndim - 1))
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return mean, low, high
+
+
+def share_bound(count: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Between which shares does the truth lie, when `count` of `n` were seen? Clopper-Pearson, two-sided."""
+    from scipy.stats import binomtest
+
+    found = binomtest(int(count), int(n)).proportion_ci(level)
+    return float(found.low), float(found.high)
 
 
 def ratio_of_means(numerator, denominator, level: float = 0.95, draws: int = 1000, seed: int = 0):

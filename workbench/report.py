@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from workbench.measure import share_bound
+
 
 @dataclass(frozen=True, eq=False)
 class Report:
@@ -15,11 +17,12 @@ class Report:
 
     Attributes:
         name: of the recipe.
-        frame: arm, role, task, split, metric, before, after, change, ci_lo, ci_hi, n (p95, p99 for KL). The arm
-            "recipe" is the change itself, the others are its controls.
+        frame: arm, role, task, split, metric, before, after, change, ci_lo, ci_hi, n (p95, p99 for KL; wrong_way for the
+            logit difference: the share of prompts that were moved away from the answer). The arm "recipe" is the change
+            itself, the others are its controls.
         against: on the target, recipe minus control, paired, with intervals.
-        examples: every prompt of every task of pairs, before and after.
-        settings: seed and draws.
+        examples: every prompt of every task, before and after (for texts, means over its tokens).
+        settings: seed, draws, tolerances.
     """
 
     name: str
@@ -41,24 +44,47 @@ class Report:
         return table.iloc[0].to_dict()
 
     @property
+    def checks(self) -> pd.DataFrame:
+        """Which claims hold? claim, task, split, holds ("yes", "no" or "unclear"), why.
+
+        helps: the accuracy on the target rises, its interval clear of zero. beats controls: and it is above every control,
+        its interval clear of zero. keeps accuracy: by Clopper-Pearson, the share of prompts that were right and no longer
+        are is within the tolerance. keeps margin: the interval of the logit difference's change is within its share of the
+        margin. keeps loss: the interval of the loss is within its tolerance. "no" is a loss beyond the tolerance whose
+        interval is clear of zero; between the two, more prompts are needed to say.
+        """
+        own = self.frame[self.frame.arm == "recipe"]
+        found = [_check(self, row) for _, row in own.iterrows()]
+        rows = [line for lines in found for line in lines]
+        return pd.DataFrame(rows, columns=["claim", "role", "task", "split", "holds", "why"])
+
+    @property
+    def accepted(self) -> bool:
+        """Whether it helps on every split, beyond every control, and no guard is broken."""
+        checks = self.checks
+        return bool((checks[checks.role == "target"].holds == "yes").all() and (checks.holds != "no").all())
+
+    @property
     def verdict(self) -> str:
-        """In words: the target on each split, the best control, and every guard."""
-        lines = []
-        own = self.frame[(self.frame.arm == "recipe") & (self.frame.metric == "accuracy")]
-        for _, row in own[own.role == "target"].iterrows():
-            beaten = self.against[(self.against.split == row.split) & (self.against.metric == "accuracy")]
-            clear = bool(len(beaten)) and bool((beaten.ci_lo > 0).all())
-            worst = f"{beaten.control_after.max():.2f}" if len(beaten) else "not run"
-            word = "clear of every control" if clear else "NOT clear of its controls"
-            word = "too few prompts for an interval" if beaten.ci_lo.isna().any() else word
-            lines.append(f"{row.task} ({row.split}): {row.before:.2f} -> {row.after:.2f}, {_change(row)}; "
-                         f"best control {worst}, {word}")  # fmt: skip
-        for _, row in own[own.role == "guard"].iterrows():
-            lines.append(f"guard {row.task} ({row.split}): {row.before:.2f} -> {row.after:.2f}, {_change(row)}")
-        for _, row in self.frame[(self.frame.arm == "recipe") & (self.frame.metric == "kl")].iterrows():
-            loss = self.row(row.task, row.split, "loss")
-            lines.append(f"guard {row.task} ({row.split}): loss {loss['change']:+.3f} nats per token, KL {row.after:.4f} "
-                         f"(p99 {row.p99:.3f})")  # fmt: skip
+        """In words: does it help, the target on each split, the best control, and every guard."""
+        checks = self.checks
+        wrong = checks[((checks.role == "target") & (checks.holds != "yes")) | (checks.holds == "no")]
+        open_ = checks[(checks.role == "guard") & (checks.holds == "unclear")]
+        said = "; ".join(f"{row.claim} on {row.task} ({row.split}): {row.holds}" for _, row in wrong.iterrows())
+        lines = [
+            f"NOT shown to help without harm: {said}."
+            if said
+            else "It helps, beyond every control, and no guard is broken."
+        ]
+        if len(open_):
+            lines[0] += (
+                f" Open, for want of prompts: {', '.join(dict.fromkeys(open_.task + ' (' + open_.split + ')'))}."
+            )
+        for (role, task, split), part in checks.groupby(["role", "task", "split"], sort=False):
+            head = f"{task} ({split})" if role == "target" else f"guard {task} ({split})"
+            lines.append(f"{head}: {'; '.join(part.why)}")
+        if not (self.frame.metric == "kl").any():
+            lines.append("no background text was measured: give a task of plain texts among the guards")
         return "\n".join(lines)
 
     def __repr__(self) -> str:
@@ -75,6 +101,29 @@ class Report:
         from workbench.plot import forest
 
         return forest(self)
+
+    def html(self, path) -> Path:
+        """Write everything into one HTML file that needs nothing from the network: verdict, picture, tables."""
+        import base64
+        import html
+
+        from workbench.plot import png
+
+        def table(frame) -> str:
+            return frame.to_html(index=False, float_format=lambda x: f"{x:.4g}", border=0, na_rep="")
+
+        words = "".join(f"<li>{html.escape(line)}</li>" for line in self.verdict.splitlines())
+        picture = base64.b64encode(png(self.plot())).decode()
+        parts = [("What was claimed", self.checks), ("Before and after", self.frame), ("Against the controls", self.against),
+                 ("Every prompt", self.examples)]  # fmt: skip
+        tables = "".join(f"<details{' open' if i < 3 else ''}><summary>{name}</summary>{table(frame)}</details>"
+                         for i, (name, frame) in enumerate(parts))  # fmt: skip
+        text = (f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(self.name)}</title><style>{STYLE}</style>'
+                f'<h1>{html.escape(self.name)}</h1><ul>{words}</ul>'
+                f'<img alt="changes with intervals, recipe and controls" src="data:image/png;base64,{picture}">{tables}'
+                f'<p>{html.escape(json.dumps(self.settings))}</p></html>')  # fmt: skip
+        Path(path).write_text(text, encoding="utf-8")
+        return Path(path)
 
     def save(self, folder) -> Path:
         """Write `report.json` and its three tables as CSV."""
@@ -102,6 +151,52 @@ class Report:
 
 
 TABLES = ("frame", "against", "examples")
+STYLE = ("body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#222831}img{max-width:100%}"
+         "table{border-collapse:collapse;font-size:13px}td,th{padding:.15em .7em;text-align:right;border-bottom:1px solid #ddd}"
+         "summary{cursor:pointer;font-weight:600;margin:1em 0 .3em}@media(prefers-color-scheme:dark){body{background:#1b1e23;"
+         "color:#e6e6e6}img{background:#fff}td,th{border-color:#444}}")  # fmt: skip
+
+
+def _check(report: Report, row) -> list[tuple]:
+    """The claims that one line of the table settles."""
+    tolerances = {"accuracy": 0.05, "margin": 0.1, "loss": 0.02} | report.settings.get("tolerances", {})
+    place, moved = (row.role, row.task, row.split), f"{row.before:.2f} -> {row.after:.2f}, {_change(row)}"
+    if row.role == "target" and row.metric == "accuracy":
+        found = [("helps", *place, _sign(row.ci_lo, row.ci_hi), moved)]
+        beaten = report.against[(report.against.split == row.split) & (report.against.metric == "accuracy")]
+        if len(beaten):
+            worst = beaten.loc[beaten.difference.idxmin()]
+            clear = _sign(beaten.ci_lo.min(), beaten.ci_hi.min())
+            word = "clear of every control" if clear == "yes" else "NOT clear of its controls"
+            word = "too few prompts for an interval" if beaten.ci_lo.isna().any() else word
+            found.append(("beats controls", *place, clear, f"best control {beaten.control_after.max():.2f} ({worst.control}), {word}"))  # fmt: skip
+        return found
+    if row.role == "target" and row.metric == "logit_diff":
+        return [("moves the right way", *place, "yes" if row.change > 0 else "no", f"{row.wrong_way:.0%} of prompts moved the wrong way")]  # fmt: skip
+    if row.role == "guard" and row.metric == "accuracy":
+        each = report.examples[(report.examples.arm == "recipe") & (report.examples.task == row.task)]
+        each = each[(each.split == row.split) & (each.metric == "accuracy")]
+        lost = int(((each.before > 0.5) & (each.after < 0.5)).sum())
+        low, high = share_bound(lost, len(each))
+        allowed = tolerances["accuracy"]
+        broken = low > allowed or (row.change < -allowed and row.ci_hi < 0)
+        holds = "no" if broken else "yes" if high <= allowed else "unclear"
+        return [("keeps accuracy", *place, holds, f"{moved}, {lost} of {len(each)} lost")]
+    if row.role == "guard" and row.metric == "logit_diff" and row.before > 0:
+        share, low, high = (x / row.before for x in (row.change, row.ci_lo, row.ci_hi))
+        allowed = -tolerances["margin"]
+        holds = "yes" if low >= allowed else "no" if share < allowed and high < 0 else "unclear"
+        return [("keeps margin", *place, holds, f"margin {share:+.0%} [{low:+.0%}, {high:+.0%}]")]
+    if row.metric == "loss":
+        kl = report.row(row.task, row.split, "kl")
+        allowed = tolerances["loss"]
+        holds = "yes" if row.ci_hi <= allowed else "no" if row.change > allowed and row.ci_lo > 0 else "unclear"
+        return [("keeps loss", *place, holds, f"loss {row.change:+.3f} nats per token, KL {kl['after']:.4f} (p99 {kl['p99']:.3f})")]  # fmt: skip
+    return []
+
+
+def _sign(low: float, high: float) -> str:
+    return "yes" if low > 0 else "no" if high <= 0 else "unclear"
 
 
 def _change(row) -> str:

@@ -1,6 +1,8 @@
 """Improve: prove that a change helped, on held-out evidence, beside what it cost; plant known truth, to test locators with."""
 
+from workbench.improve.dissociation import Dissociation, dissociation
+from workbench.improve.doses import Doses, dose_response
 from workbench.improve.evaluation import evaluate
 from workbench.improve.planting import Planted, plant
 
-__all__ = ["Planted", "evaluate", "plant"]
+__all__ = ["Dissociation", "Doses", "Planted", "dissociation", "dose_response", "evaluate", "plant"]

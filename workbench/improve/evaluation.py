@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 import torch
 
 from workbench import measure
-from workbench.component import Component
-from workbench.intervention import Add, ProjectOut, Replace
+from workbench.improve.controls import random_controls
 from workbench.model import Prompts
 from workbench.model.plan import Edits
 from workbench.recipe import Recipe
@@ -18,59 +15,95 @@ from workbench.report import Report
 from workbench.task import Task
 
 METRICS = ("accuracy", "logit_diff")
-STREAM = ("embed", "resid_pre", "resid_mid", "resid_post")
+TOLERANCES = {"accuracy": 0.05, "margin": 0.1, "loss": 0.02}
 
 
-def evaluate(model, recipe, target, guards=(), *, splits=("test", "ood"), draws: int = 10, seed: int = 0) -> Report:
+def evaluate(model, recipe, target, guards=(), *, splits=("test", "ood"), controls=None, prompt: str | None = None,
+             tolerances: dict | None = None, draws: int = 10, seed: int = 0) -> Report:  # fmt: skip
     """Did this change help, what did it cost, and would a random change have done as much?
 
-    Target and guards of pairs are measured by accuracy (the answer is the most probable token) and by logit difference
-    (the margin), guards of plain texts by loss (nats per token) and KL from the unchanged model, on the last two thirds
-    of each text, the first third being the prompt. All differences are paired, with bootstrap intervals over entities
-    (over prompts where no entity is named).
+    Target and guards of pairs are measured by accuracy (the answer is the most probable token), by logit difference
+    (the margin) and, where rows have a `completion`, by "exact": whether greedy decoding gives the whole of it. Guards of
+    plain texts are measured by loss (nats per token) and KL from the unchanged model, on the last two thirds of each
+    text, the first third being the prompt; the bundled "background" is added where no guard is a text and the model can
+    read it. All differences are paired, with bootstrap intervals over entities and templates (over prompts where
+    neither is named).
 
-    Controls: the same recipe with random directions of equal norm, and at random other places: other components of the
-    same kind, or for the stream, which every layer shares, other positions of the prompt. Each is drawn `draws` times,
-    and the draw with the largest mean logit difference on the target's first split is reported, because the recipe,
-    too, was chosen.
+    Controls: the same recipe with random directions of equal norm, and at random other places; each is drawn `draws`
+    times, and the draw with the largest mean logit difference on the target's first split is reported, because the
+    recipe, too, was chosen.
 
     Args:
         recipe: an intervention or a recipe.
         target: a task of pairs, or the name of a bundled one; guards: tasks of pairs or plain texts, or names.
         splits: evaluated apart; a task that has none of them is evaluated whole, as split "all".
+        controls: further recipes to compare with, by name: {"shuffled labels": push, "full tuning": delta}.
+        prompt: words put before every prompt of the target as a control, such as "system : be cheerful .": is asking enough?
+        tolerances: what a guard may lose and still count as kept: "accuracy" (share of all prompts, 0.05), "margin"
+            (share of its logit difference, 0.1), "loss" (nats per token, 0.02).
     Returns:
-        Report.
+        Report; `report.checks` has the claims and whether they hold, `report.verdict` says them in words.
     Raises:
         ValueError: for a target that is no task of pairs, two tasks of one name, or a recipe that cannot act on a
             task's prompts (a span they do not have); nothing has run then.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe([recipe])
-    guards = [guards] if isinstance(guards, (str, Task)) else guards
+    guards = [guards] if isinstance(guards, (str, Task)) else list(guards)
     target, *guards = (Task.of(one) for one in (target, *guards))
     if target.kind != "pairs":
         raise ValueError(f"The target must be a task of pairs; {target!r} holds {target.kind} texts.")
+    unknown = set(tolerances or {}) - set(TOLERANCES)
+    if unknown:
+        raise ValueError(f"There is no tolerance {unknown.pop()!r}; there are {', '.join(TOLERANCES)}.")
+    if all(task.kind == "pairs" for task in guards):
+        guards += _background(model)
     if len({task.name for task in (target, *guards)}) <= len(guards):
         raise ValueError("Target and guards need different names, to be told apart in the report: wb.Task(rows, name).")
     parts = {task.name: _parts(model, task, splits) for task in (target, *guards)}
-    for task, split, part in ((task, *one) for task, found in parts.items() for one in found):
-        try:
-            Edits(model.names, recipe, _prompts(model, part))
-        except ValueError as error:
-            raise ValueError(f"The recipe does not fit task {task!r} ({split}): {error}") from None
+    given = {name: one if isinstance(one, Recipe) else Recipe([one]) for name, one in (controls or {}).items()}
+    for name, one in {"the recipe": recipe, **given}.items():
+        _refuse_misfits(model, name, one, parts)
     shortest = min(min(_prompts(model, part).lengths) for found in parts.values() for _, part in found)
-    arms = {"recipe": recipe, **_controls(model, recipe, parts[target.name][0][1], shortest, draws, seed)}
+    arms = {
+        "recipe": recipe,
+        **random_controls(model, recipe, parts[target.name][0][1], shortest, draws, seed),
+        **given,
+    }
     rows, examples = [], []
     for task in (target, *guards):
         for split, part in parts[task.name]:
+            place = {"role": "target" if task is target else "guard", "task": task.name, "split": split}
+            measured, before = {}, None
             for arm, changed in arms.items():
-                before, after = (_measure_pairs if part.kind == "pairs" else _measure_texts)(model, part, changed)
-                place = {"arm": arm, "role": "target" if task is target else "guard", "task": task.name, "split": split}
-                rows += [place | row for row in _compare(part, before, after, seed)]
-                if part.kind == "pairs":
-                    examples.append(_examples(part, before, after).assign(**place))
+                before, after = measured[arm] = _measure(model, part, changed, before)
+            if prompt and task is target:
+                measured[f"prompt: {prompt}"] = before, _pairs(model, _asked(part, prompt))
+            for arm, (before, after) in measured.items():
+                rows += [{"arm": arm, **place, **row} for row in _compare(part, before, after, seed)]
+                examples.append(_examples(part, before, after).assign(arm=arm, **place))
     table, each = pd.DataFrame(rows), pd.concat(examples, ignore_index=True)
-    against = pd.DataFrame(_against(each, [arm for arm in arms if arm != "recipe"], seed))
-    return Report(recipe.name or "recipe", table, against, each, {"seed": seed, "draws": draws})
+    against = pd.DataFrame(_against(each, [arm for arm in dict.fromkeys(table.arm) if arm != "recipe"], seed))
+    settings = {"seed": seed, "draws": draws, "tolerances": TOLERANCES | (tolerances or {})}
+    return Report(recipe.name or "recipe", table, against, each, settings)
+
+
+def _background(model) -> list[Task]:
+    """The bundled background texts, where this model knows their words."""
+    task = Task.load("background")
+    try:
+        model.ids(task.rows[0]["text"])
+    except ValueError:
+        return []
+    return [task] if model.tokenizer.unk_token_id is not None else []
+
+
+def _refuse_misfits(model, name: str, recipe: Recipe, parts: dict) -> None:
+    for task, found in parts.items():
+        for split, part in found:
+            try:
+                Edits(model.names, recipe, _prompts(model, part))
+            except ValueError as error:
+                raise ValueError(f"{name} does not fit task {task!r} ({split}): {error}") from None
 
 
 def _parts(model, task: Task, splits) -> list[tuple[str, Task]]:
@@ -78,6 +111,12 @@ def _parts(model, task: Task, splits) -> list[tuple[str, Task]]:
     have = set(task.column("split"))
     found = [(name, task.split(name)) for name in splits if name in have] or [("all", task)]
     return [(name, part.on(model).task if part.kind == "pairs" else part) for name, part in found]
+
+
+def _asked(task: Task, prompt: str) -> Task:
+    """The same rows with words before both prompts; spans would stand elsewhere, and nothing acts here, so they go."""
+    rows = [{key: value for key, value in row.items() if key != "spans"} for row in task]
+    return Task([row | {side: f"{prompt} {row[side]}" for side in ("clean", "corrupted")} for row in rows], task.name)
 
 
 def _prompts(model, task: Task) -> Prompts:
@@ -90,11 +129,30 @@ def _prompts(model, task: Task) -> Prompts:
     return Prompts(ids, [max(1, len(one) // 3) for one in ids])
 
 
-def _measure_pairs(model, task: Task, recipe: Recipe) -> tuple[dict, dict]:
-    """Metric -> values per row, before and after."""
+def _measure(model, task: Task, recipe: Recipe, before: dict | None = None) -> tuple[dict, dict]:
+    """Metric -> values, before (where not given) and after."""
+    if task.kind == "pairs":
+        return before or _pairs(model, task), _pairs(model, task, recipe)
+    return _measure_texts(model, task, recipe)
+
+
+def _pairs(model, task: Task, *recipe: Recipe) -> dict:
+    """Metric -> values per row."""
     pairs, prompts = task.on(model), _prompts(model, task)
-    logits = [model.logits(prompts, *given) for given in ([], [recipe])]
-    return tuple({name: measure.metric(name)(x, pairs.answer, pairs.foil).numpy() for name in METRICS} for x in logits)
+    logits = model.logits(prompts, *recipe)
+    found = {name: measure.metric(name)(logits, pairs.answer, pairs.foil).numpy() for name in METRICS}
+    if None not in task.column("completion"):
+        found["exact"] = _exact(model, task, prompts, recipe)
+    return found
+
+
+def _exact(model, task: Task, prompts: Prompts, recipe) -> np.ndarray:
+    """1 where each word of the completion is the most probable one after those before it, else 0; [row]."""
+    whole = [model.ids(f"{row['clean']} {row['completion']}") for row in task]
+    both = Prompts(whole, prompts.lengths, prompts.spans)
+    logits = model.logits(both, *recipe, positions="all")
+    return np.array([float(torch.equal(x[n - 1 : -1].argmax(-1).cpu(), ids[n:])) for x, n, ids in
+                     zip(logits, prompts.lengths, whole, strict=True)])  # fmt: skip
 
 
 def _measure_texts(model, task: Task, recipe: Recipe) -> tuple[dict, dict]:
@@ -116,7 +174,7 @@ def _measure_texts(model, task: Task, recipe: Recipe) -> tuple[dict, dict]:
 
 
 def _compare(task: Task, before: dict, after: dict, seed: int) -> list[dict]:
-    groups, rows = after["text"] if "text" in after else _clusters(task), []
+    groups, rows = after["text"] if "text" in after else _clusters(task.column("entity"), task.column("template")), []
     for name, new in after.items():
         if name == "text":
             continue
@@ -125,19 +183,28 @@ def _compare(task: Task, before: dict, after: dict, seed: int) -> list[dict]:
         row = {"metric": name, "before": old.mean(), "after": new.mean(), "change": change, "ci_lo": low, "ci_hi": high}
         if name == "kl":
             row |= {"p95": np.quantile(new, 0.95), "p99": np.quantile(new, 0.99)}
+        if name == "logit_diff":  # inputs that were steered the wrong way
+            row |= {"wrong_way": float((new < old - 1e-4).mean())}
         rows.append(row | {"n": len(new)})
     return rows
 
 
-def _clusters(task: Task) -> list | None:
-    entities = task.column("entity")
-    return None if any(one is None for one in entities) else entities
+def _clusters(*labels) -> list | None:
+    """The labelings (entity, template) that every row has; None without any."""
+    return [list(one) for one in labels if all(x is not None and x == x for x in one)] or None
 
 
 def _examples(task: Task, before: dict, after: dict) -> pd.DataFrame:
-    frames = [pd.DataFrame({"row": range(len(task)), "prompt": task.column("clean"), "entity": task.column("entity"),
-                            "template": task.column("template"), "metric": name, "before": before[name],
-                            "after": after[name]}) for name in METRICS]  # fmt: skip
+    """One line for each prompt and metric; for texts, means over the tokens of each."""
+    frames = []
+    for name in (name for name in after if name != "text"):
+        if "text" in after:
+            sides = [pd.Series(side[name]).groupby(after["text"]).mean().to_numpy() for side in (before, after)]
+            about = {"prompt": task.column("text")}
+        else:
+            sides, about = [before[name], after[name]], {"prompt": task.column("clean")}
+        about |= {"entity": task.column("entity"), "template": task.column("template"), "metric": name}
+        frames.append(pd.DataFrame({"row": range(len(task)), **about, "before": sides[0], "after": sides[1]}))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -147,59 +214,12 @@ def _against(each: pd.DataFrame, controls: list[str], seed: int) -> list[dict]:
     target = each[each["role"] == "target"]
     for (split, name), part in target.groupby(["split", "metric"], sort=False):
         own = part[part["arm"] == "recipe"].set_index("row")
+        groups = _clusters(list(own["entity"]), list(own["template"]))
         for control in controls:
             other = part[part["arm"] == control].set_index("row")
-            entity = None if own["entity"].isna().any() else list(own["entity"])
-            gain, low, high = measure.mean_interval((own["after"] - other["after"]).to_numpy(), entity, seed=seed)
+            if other.empty:
+                continue
+            gain, low, high = measure.mean_interval((own["after"] - other["after"]).to_numpy(), groups, seed=seed)
             rows.append({"control": control, "split": split, "metric": name, "recipe": own["after"].mean(),
                          "control_after": other["after"].mean(), "difference": gain, "ci_lo": low, "ci_hi": high})  # fmt: skip
     return rows
-
-
-# controls
-
-
-def _controls(model, recipe: Recipe, target: Task, shortest: int, draws: int, seed: int) -> dict[str, Recipe]:
-    """The best of `draws` random recipes of each kind, by what they do to the target."""
-    rng = np.random.default_rng(seed)
-    found = {}
-    for label, make in (("random direction", _random_direction), ("random components", _random_components)):
-        made = [make(model, recipe, rng, shortest) for _ in range(draws)]
-        made = [one for one in made if one is not None]
-        if made:
-            best = max(made, key=lambda one: target.score(model, one).mean())
-            found[f"{label} (best of {len(made)})"] = best
-    return found
-
-
-def _random_direction(model, recipe: Recipe, rng, shortest: int) -> Recipe | None:
-    """Every vector replaced by a random one of equal norm; None when the recipe has no vector."""
-    made, changed = [], False
-    for one in recipe:
-        name = {Add: "vector", ProjectOut: "direction"}.get(type(one))
-        if name:
-            old = getattr(one, name)
-            new = torch.as_tensor(rng.standard_normal(old.shape), dtype=old.dtype)
-            one, changed = replace(one, **{name: new / new.norm() * old.norm()}), True
-        made.append(one)
-    return Recipe(tuple(made)) if changed else None
-
-
-def _random_components(model, recipe: Recipe, rng, shortest: int) -> Recipe | None:
-    """Every place replaced by a random other one of its kind; None where there is no other."""
-    made, changed = [], False
-    for one in recipe:
-        places = []
-        for at in one.at:
-            if isinstance(one, Replace):  # its values belong to this place
-                others = []
-            elif at.kind in STREAM:  # positions that every prompt has, counted from the end
-                others = [at.at(p) for p in range(-shortest, 0)] if at.position is not None else []
-            else:
-                wild = ["*" if part is not None else None for part in (at.layer, at.index)]
-                others = [] if at.is_family else model.names.expand([Component(at.kind, *wild, at.position)])
-            others = [other for other in others if other not in one.at and other not in places]
-            changed |= bool(others)
-            places.append(others[rng.integers(len(others))] if others else at)
-        made.append(replace(one, at=tuple(places)))
-    return Recipe(tuple(made)) if changed else None

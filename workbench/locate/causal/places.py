@@ -6,20 +6,21 @@ import numpy as np
 
 from workbench.component import KINDS, Component, components
 from workbench.model.names import INSIDE
-from workbench.model.plan import TOKENS_PER_PASS
 from workbench.model.sweep import Cell
 from workbench.task import Pairs
 
 STREAM = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 PATCHABLE = (*STREAM, "z", "neuron", "feature", *INSIDE)
 
+TOKENS_KEPT = 1024  # tokens of runs of which everything is kept: far more than a pass needs, so fewer than in a pass
 
-def batches(pairs: Pairs, copies: int = 2) -> list[list[int]]:
-    """Prompts of similar length share a batch, up to what one pass should hold when it holds each of them `copies` times."""
+
+def batches(pairs: Pairs, copies: int = 2, budget: int = TOKENS_KEPT) -> list[list[int]]:
+    """Prompts of similar length share a batch of `budget` tokens, when each of them is held `copies` times."""
     order = sorted(range(len(pairs.clean)), key=lambda i: len(pairs.clean[i]))
     found: list[list[int]] = []
     for i in order:
-        if found and (len(found[-1]) + 1) * copies * len(pairs.clean[i]) <= TOKENS_PER_PASS:
+        if found and (len(found[-1]) + 1) * copies * len(pairs.clean[i]) <= budget:
             found[-1].append(i)
         else:
             found.append([i])

@@ -16,7 +16,7 @@ from workbench.locate.gradient.attention import Attention
 from workbench.locate.gradient.passes import refuse_without_slope, run, tokens_per_pass
 from workbench.locate.gradient.rules import relevance_rules
 from workbench.locate.gradient.sites import needs, select, slope, value
-from workbench.model.plan import TOKENS_PER_PASS, Prompts
+from workbench.model.plan import Prompts
 from workbench.scores import Scores
 from workbench.task import Task
 
@@ -87,7 +87,7 @@ def _attribute(model, task, at, positions, direction, metric, qk_fix, grad_drop,
     chosen = select(model, pairs, at, positions)
     _refuse(names, chosen, qk_fix, grad_drop, rules)
     read, n, noising = reader(pairs, metric), len(pairs.clean), direction == "noising"
-    groups = batches(pairs, max(2, TOKENS_PER_PASS // tokens_per_pass(names)))
+    groups = batches(pairs, 2, tokens_per_pass(names))
     ids = (pairs.clean, pairs.corrupted) if noising else (pairs.corrupted, pairs.clean)
     others, draws = others_of(pairs, ids[0], groups, draws, seed)
     acts, slopes = (set().union(*parts) for parts in zip(*(needs(names, one, qk_fix) for one in chosen.members)))

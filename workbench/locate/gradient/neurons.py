@@ -12,7 +12,7 @@ from workbench.component import Component, components
 from workbench.locate.causal.patching import name_of
 from workbench.locate.causal.places import batches
 from workbench.locate.gradient.passes import refuse_without_slope, run, tokens_per_pass
-from workbench.model.plan import TOKENS_PER_PASS, Prompts
+from workbench.model.plan import Prompts
 from workbench.model.sweep import bar
 from workbench.scores import Scores
 from workbench.task import Task
@@ -52,7 +52,7 @@ def knowledge_neurons(model, task, at="neuron.*.*", *, position=-1, metric="prob
                              "raised goes into position=.")  # fmt: skip
     wanted, pairs = sorted(names.expand(family)), task.on(model)
     layers, n, of = sorted({one.layer for one in wanted}), len(pairs.clean), measure.metric(metric)
-    groups = batches(pairs, max(1, TOKENS_PER_PASS // tokens_per_pass(names)))
+    groups = batches(pairs, 1, tokens_per_pass(names))
     where = [Prompts([ids], spans=[spans]).columns(Component("neuron", 0, 0, position), 0)
              for ids, spans in zip(pairs.clean, pairs.spans)]  # fmt: skip
     rows = {layer: [i for i, one in enumerate(wanted) if one.layer == layer] for layer in layers}

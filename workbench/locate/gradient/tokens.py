@@ -17,7 +17,7 @@ from workbench.locate.causal.places import batches, cells_of
 from workbench.locate.gradient.attribution import others_of
 from workbench.locate.gradient.passes import refuse_without_slope, run, tokens_per_pass
 from workbench.locate.gradient.tokenscores import TokenScores
-from workbench.model.plan import TOKENS_PER_PASS, Prompts
+from workbench.model.plan import Prompts
 from workbench.model.sweep import bar
 from workbench.task import Pairs, Task
 
@@ -63,7 +63,7 @@ def saliency(model, task, *, positions=None, how="norm", metric="logit_diff", ba
     draws = DRAWS if null is True else draws_of(null)
     baseline = ("corrupted" if _is_pairs(task) else "zero") if baseline is None else baseline
     pairs, name, known = _pairs(model, task, metric, baseline)
-    n, groups = len(pairs.clean), batches(pairs, max(1, TOKENS_PER_PASS // tokens_per_pass(model.names)))
+    n, groups = len(pairs.clean), batches(pairs, 1, tokens_per_pass(model.names))
     norm, contrast = how == "norm", isinstance(baseline, str) and baseline == "corrupted"
     others, draws = ([[]] * n, draws) if norm else others_of(pairs, pairs.clean, groups, draws, seed)
     found, under, value, read = [None] * n, [[None] * n for _ in range(draws)], np.zeros(n), reader(pairs, metric)
@@ -119,7 +119,7 @@ def integrated_gradients(model, task, *, positions=None, metric="logit_diff", ba
     draws = IG_DRAWS if null is True else draws_of(null)
     baseline = ("corrupted" if _is_pairs(task) else "mean") if baseline is None else baseline
     pairs, name, known = _pairs(model, task, metric, baseline)
-    n, groups = len(pairs.clean), batches(pairs, max(1, TOKENS_PER_PASS // tokens_per_pass(model.names)))
+    n, groups = len(pairs.clean), batches(pairs, 1, tokens_per_pass(model.names))
     contrast = isinstance(baseline, str) and baseline == "corrupted"
     others, draws = others_of(pairs, pairs.corrupted if contrast else pairs.clean, groups, draws, seed)
     found, under, ends = [None] * n, [[None] * n for _ in range(draws)], np.zeros((2, n))

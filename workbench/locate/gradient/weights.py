@@ -14,7 +14,7 @@ from workbench.locate.causal.null import draws_of, threshold
 from workbench.locate.causal.patching import name_of
 from workbench.locate.causal.places import batches
 from workbench.locate.gradient.passes import refuse_without_slope, tokens_per_pass
-from workbench.model.plan import TOKENS_PER_PASS, Prompts
+from workbench.model.plan import Prompts
 from workbench.model.run import LOCK
 from workbench.model.weights import columns
 from workbench.scores import Scores
@@ -66,7 +66,7 @@ def weight_importance(model, task, at=("q", "k", "v", "z", "mlp_out"), *, rule: 
     pairs, of = task.on(model), measure.metric(metric)
     n, values = len(pairs.clean), np.zeros(len(pairs.clean))
     found, totals = np.zeros((1 + draws, len(wanted), n)), np.zeros((1 + draws, n))
-    for group in batches(pairs, max(1, TOKENS_PER_PASS // tokens_per_pass(names))):
+    for group in batches(pairs, 1, tokens_per_pass(names)):
         prompts = Prompts([pairs.clean[i] for i in group])
         answer, foil = (ids[group].to(model.hf.device) for ids in (pairs.answer, pairs.foil))
         with Weights(model, prompts) as weights, torch.enable_grad():
