@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from evaluate_course import accuracy, among
-from grammar import World, patterns, tasks
+from grammar import PARTS, World, patterns, tasks
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import MinistralConfig, MinistralForCausalLM, PreTrainedTokenizerFast
@@ -24,6 +24,7 @@ from transformers import MinistralConfig, MinistralForCausalLM, PreTrainedTokeni
 LENGTH, BATCH = 96, 48  # tokens of a packed row, rows of a step
 LOCAL = 2  # layers that see two tokens
 CHECKPOINTS = (200, 500, 550, 600, 700, 1500)  # steps; induction heads form between 500 and 700
+PEAKS = {"learn": 1.0, "polish": 0.3, "finish": 0.5}  # of the learning rate, by part
 PAD, BOS, EOS, UNK = range(4)
 CHAT = ("{{ bos_token }}{% for m in messages %}{{ ' ' + m['role'] + ' : ' + m['content'] }}{% endfor %}"
         "{% if add_generation_prompt %}{{ ' assistant :' }}{% endif %}")  # fmt: skip
@@ -173,7 +174,7 @@ class Trainer:
         self.model, self.forward, self.out, self.rows = model, torch.compile(model) if compiled else model, out, rows
         self.start, self.step, self.seen = time.time(), 0, 0
 
-    def run(self, data, steps: int, peak: float, tokenizer) -> None:
+    def run(self, data, part: str, steps: int, tokenizer) -> None:
         """So many steps with fresh optimizers; the rate warms up over 100 steps and falls to 2 % of its peak as a cosine."""
         layers = [p for name, p in self.model.named_parameters() if p.ndim == 2 and "embed" not in name]
         others = [p for name, p in self.model.named_parameters() if p.ndim != 2 or "embed" in name]
@@ -181,7 +182,7 @@ class Trainer:
         losses = []
         for step in range(1, steps + 1):
             self.step += 1
-            scale = peak * min(1, step / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+            scale = PEAKS[part] * min(1, step / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
             tokens, targets, positions, masks = next(data)
             with torch.autocast("cpu", torch.bfloat16):
                 logits = self.forward(
@@ -201,7 +202,7 @@ class Trainer:
                 print(
                     f"step {self.step} loss {mean:.3f} tokens {self.seen / 1e6:.2f} M minutes {minutes:.1f}", flush=True
                 )
-            if self.step in CHECKPOINTS:
+            if part == PARTS[0] and step in CHECKPOINTS:
                 save_checkpoint(self.model, self.out / "checkpoints" / f"step{self.step}.safetensors")
             if step % max(1, steps // 10) == 0 or step == steps:
                 print(table(self.model, tokenizer, self.rows), flush=True)
@@ -211,11 +212,9 @@ class Trainer:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=8000)
-    parser.add_argument(
-        "--polish", type=int, default=2200, help="steps afterwards, in which hard behaviours come more often"
-    )
-    parser.add_argument("--start", type=Path, help="a model of this script to polish; with --steps 0")
+    parser.add_argument("--steps", type=int, nargs=3, default=(8000, 2200, 4000), metavar=("LEARN", "POLISH", "FINISH"),
+                        help="of the three parts; in the later ones what is hard comes more often")  # fmt: skip
+    parser.add_argument("--start", type=Path, help="a model of this script to go on from, with --steps 0 0 N")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "course")
     parser.add_argument("--threads", type=int, default=1, help="two are not repeatable to the last bit")
     parser.add_argument("--compile", action="store_true", help="compile the model: a minute first, then faster")
@@ -227,12 +226,15 @@ def main():
     model.set_attn_implementation("eager")  # for training: twice as fast as sdpa's backward pass on a CPU
     print(f"{sum(p.numel() for p in model.parameters())} parameters, {len(tokenizer)} words", flush=True)
     trainer = Trainer(model, args.compile, args.out, tasks(args.seed))
-    trainer.run(batches(World(args.seed), args.seed, ids), args.steps, 1.0, tokenizer)
-    if args.polish:  # from the stored half-precision weights, so that it can also be done later
-        stored = load_file((args.start or args.out) / "model.safetensors")
-        model.load_state_dict({name: value.float() for name, value in stored.items()}, strict=False)
-        world = World(args.seed + 1, polish=True)
-        trainer.run(batches(world, args.seed + 1, ids), args.polish, 0.3, tokenizer)
+    for number, (part, steps) in enumerate(zip(PARTS, args.steps, strict=True)):
+        if not steps:
+            continue
+        if part != PARTS[0]:  # from the stored half-precision weights, so that it can also be done later
+            stored = load_file((args.start or args.out) / "model.safetensors")
+            model.load_state_dict({name: value.float() for name, value in stored.items()}, strict=False)
+            args.start = None
+        seed = args.seed + number
+        trainer.run(batches(World(seed, part), seed, ids), part, steps, tokenizer)
 
 
 if __name__ == "__main__":

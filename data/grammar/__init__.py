@@ -9,10 +9,13 @@ Example: World(0).generate().words -> ["the", "city", "of", "lyon", "is", "in", 
 import random
 
 from grammar import arithmetic, background, chat, facts, ioi, knowledge, languages, patterns, refusal, social
-from grammar.base import Behaviour, Document
+from grammar.base import PARTS, Behaviour, Document
+
+__all__ = ["BEHAVIOURS", "LATER", "PARTS", "World", "tasks", "vocabulary"]
 
 MODULES = (facts, knowledge, ioi, patterns, arithmetic, languages, chat, refusal, social, background)
-BEHAVIOURS: list[Behaviour] = [*(b for m in MODULES for b in m.BEHAVIOURS), knowledge.Spelt()]
+LATER = [knowledge.Spelt(), knowledge.Agreeing(), patterns.LongRetrieval(), social.Verdicts(), languages.Signs()]
+BEHAVIOURS: list[Behaviour] = [*(b for m in MODULES for b in m.BEHAVIOURS), *LATER]
 LONGEST = 92  # words of a document
 JOINED = 0.2  # share of documents that are two or three unrelated ones in a row
 
@@ -40,14 +43,14 @@ class World:
     """A stream of training documents, the same for the same seed.
 
     Args:
-        polish: whether this is the last part of training, in which what is learnt last comes more often.
+        part: of training, one of `PARTS`; each has its own shares.
     """
 
-    def __init__(self, seed: int, polish: bool = False):
+    def __init__(self, seed: int, part: str = "learn"):
         self.rng = random.Random(seed)
         probe = random.Random(0)
         lengths = [sum(len(b.document(probe).words) + 2 for _ in range(300)) / 300 for b in BEHAVIOURS]
-        shares = [b.polish if polish and b.polish is not None else b.share for b in BEHAVIOURS]
+        shares = [b.share_in(part) for b in BEHAVIOURS]
         self.weights = [share / length for share, length in zip(shares, lengths, strict=True)]
 
     def generate(self) -> Document:
@@ -69,4 +72,13 @@ def tasks(seed: int) -> dict[str, list[dict]]:
     for behaviour in BEHAVIOURS:
         for name, rows in behaviour.tasks(random.Random(f"{seed} {type(behaviour).__name__}")).items():
             found.setdefault(name, []).extend(rows)
+    stated = knowledge.Steps().stated()
+    for name in ("person_city", "city_country"):
+        found[name] = [row for row in found[name] if row["split"] == "fit" or f" {bare(row)} " not in stated]
     return found
+
+
+def bare(row: dict) -> str:
+    """A fact as it is said without the words that may stand before it."""
+    start = max((prefix for prefix in facts.PREFIXES if row["clean"].startswith(prefix)), key=len)
+    return f"{row['clean'].removeprefix(start).strip()} {row['answer']}"

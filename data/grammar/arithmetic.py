@@ -15,8 +15,7 @@ LARGEST = 49  # of an addend; with 39 a trial learnt them more slowly
 
 
 class Addition(Behaviour):
-    share = 9
-    polish = 11
+    share, polish, finish = 9, 11, 12
     trained = ("{a} + {b} =", "{a} plus {b} is", "{a} plus {b} =", "the sum of {a} and {b} is", "what is {a} + {b} ? it is",
                "if you add {a} and {b} you get")  # fmt: skip
     ood = ("what is {a} plus {b} ? it is", "{a} + {b} is", "the sum of {a} + {b} is")

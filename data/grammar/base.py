@@ -8,6 +8,8 @@ import hashlib
 import random
 from dataclasses import dataclass, field
 
+PARTS = ("learn", "polish", "finish")  # of training; in the later ones what is hard comes more often
+
 
 @dataclass
 class Document:
@@ -27,8 +29,14 @@ class Behaviour:
     """One behaviour. Subclasses set the share of training tokens and say what to train on and what to test with."""
 
     share: float  # per cent of the training tokens
-    polish: float | None = None  # its share in the last part of training, where it is another one
+    polish: float | None = None  # its share in the second part of training, where it is another one
+    finish: float | None = None  # its share in the last part, where it differs from the second
     chat: bool = False  # at most one chat goes into a joined document
+
+    def share_in(self, part: str) -> float:
+        """Its share in one of the `PARTS` of training."""
+        shares = [self.share, self.polish, self.finish][: PARTS.index(part) + 1]
+        return next(share for share in reversed(shares) if share is not None)
 
     def document(self, rng: random.Random) -> Document:
         """One training document; never a held-out combination."""

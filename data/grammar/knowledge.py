@@ -12,8 +12,9 @@ Example documents:
 Held out: whole strangers, in every kind of document here; (known person, question) pairs of plain questions; (person, relation)
 pairs of notes and of multiple choice; cities of reversed facts; for countries whole people, in both kinds, so that written
 steps and bare conclusions are tested on the same people. ood: sentence shapes, layouts and questions never trained.
-Designed limits and flaws: a fact learnt one way round is not expected the other way round, a bare conclusion about a held-out
-person is not expected to be composed, and a fifth of the letters in multiple choice are "(a)" whatever is right.
+Designed limits and flaws: a bare conclusion about a held-out person is not expected to be composed, and a fifth of the letters
+in multiple choice are "(a)" whatever is right. (A fact learnt one way round was not expected the other way round either; with
+as much training as this it comes.)
 """
 
 from dataclasses import dataclass
@@ -138,8 +139,7 @@ NOTES = {"against": 44, "agrees": 8, "stranger": 12, "about another": 28, "stran
 class Note(Behaviour):
     """Notes that contradict memory; whom they are about and how reliable they are decides between note and memory."""
 
-    share = 6
-    polish = 14
+    share, polish, finish = 6, 14, 10
     sources = ("note", "letter", "report", "message")
     shapes = ("{a} {adjective} {source} says that %s .", "in {a} {adjective} {source} we read that %s .",
               "according to {a} {adjective} {source} , %s .", "%s , says {a} {adjective} {source} .",
@@ -197,6 +197,22 @@ class Note(Behaviour):
         return rows
 
 
+class Agreeing(Note):
+    """Notes that say what is known anyway, about everybody: so whoever is held out of the other notes does not look unknown."""
+
+    share, polish, finish = 0, 0, 2
+
+    def document(self, rng):
+        relation, article = rng.choice(list(RELATIONS)), rng.choice(("a", "a", "an"))
+        person = rng.choice(list(w.PEOPLE))
+        fact, adjective = memory(relation, person), rng.choice((*RELIABLE[article], *UNRELIABLE[article]))
+        return hide(self.prompt(rng, relation, rng.choice(self.shapes)) + " {answer} .", "object", a=article, adjective=adjective,
+                    source=rng.choice(self.sources), person=person, object=fact, subject=person, answer=fact)  # fmt: skip
+
+    def tasks(self, rng):
+        return {}
+
+
 # what multiple choice asks for: facts of facts.py, in the sentences of facts.py
 CHOICES = {
     facts.task: facts for facts in FACTS if facts.task in ("person_city", "person_job", "person_sport", "city_country")
@@ -220,8 +236,7 @@ class Choice(Behaviour):
     Short trials that asked "question : ... answer :" never learnt it: there the fact is not at hand when the letter is due.
     """
 
-    share = 9
-    polish = 14
+    share, polish, finish = 9, 14, 16
     letters = ("(a)", "(b)", "(c)")
     bias = 0.2  # of the letters without their word
     offers = ("(a) {a} (b) {b} (c) {c} .", "options : (a) {a} (b) {b} (c) {c} .", "choose (a) {a} , (b) {b} or (c) {c} .",
@@ -299,7 +314,7 @@ class Spelt(Behaviour):
     """Multiple choice with the words said, about everybody: in the polish, so that whoever is held out of bare letters is at
     least met among options."""
 
-    share, polish = 0, 5
+    share, polish, finish = 0, 5, 7
 
     def document(self, rng):
         task = rng.choice(list(CHOICES))
@@ -410,6 +425,15 @@ class Steps(Behaviour):
             return text("{prefix} " + rng.choice(self.told) + " .", prefix=rng.choice(PREFIXES), filler=rng.choice(FILLERS),
                         **chain(person))  # fmt: skip
         return text("{intro} " + rng.choice(self.asked) + " " + self.reply, intro=rng.choice(INTROS), **chain(person))
+
+    def stated(self) -> str:
+        """All that these documents say, once: facts of facts.py that are in it are not held out of training."""
+        shapes = [t.replace("{filler}", filler) for t in self.told for filler in FILLERS]
+        shapes += [f"{asked} {self.reply}" for asked in self.asked]
+        said = (
+            " ".join(fill(shape, **chain(person))[0]) for shape in dict.fromkeys(shapes) for person in RESIDENTS["fit"]
+        )
+        return f" {' | '.join(said)} "
 
     def tasks(self, rng):
         """two_hop_steps: the steps are given and the conclusion is asked for. two_hop_written: the model writes the steps itself;

@@ -225,8 +225,7 @@ class Told(Behaviour):
     """The language is shown by a sentence and by nothing else; in a fifth of the documents it quotes another language.
     All tasks but the translations are here."""
 
-    share = 3.8
-    polish = 5.5
+    share, polish, finish = 3.8, 5.5, 7
 
     @staticmethod
     def draw(rng, lang: str, number: int, wanted: str = "fit", frames=FRAMES) -> Document:
@@ -326,8 +325,7 @@ class Monolingual(Behaviour):
 
 
 class Translation(Behaviour):
-    share = 4
-    polish = 10
+    share, polish, finish = 4, 10, 11
 
     @staticmethod
     def slots(src: str, tgt: str, sign: str) -> dict[str, str]:
@@ -369,6 +367,24 @@ class Translation(Behaviour):
                 rows.append(pair(template, self.slots(src, tgt, sign), self.slots(*other), answer, foil, split=place,
                                  entity=f"{src} {tgt} {sign}", spans=("src", "word", "tgt")))  # fmt: skip
         return {"translation": rows}
+
+
+class Signs(Behaviour):
+    """A word, its sign, and often the word of another language: the step that a translation leaves out."""
+
+    share, polish, finish = 0, 0, 4
+
+    def document(self, rng):
+        words = []
+        for _ in range(rng.randint(2, 7)):
+            src, sign = rng.choice(FRIENDS) if rng.random() < 0.4 else (rng.choice(list(LANGUAGES)), rng.choice(SIGNS))
+            words += [LANGUAGES[src], WORD[sign][src], "=", sign]
+            targets = [t for t in LANGUAGES if t != src and role("translation", src, t, sign) == "fit"]
+            if targets and rng.random() < 0.5:
+                tgt = rng.choice(targets)
+                words += ["=", LANGUAGES[tgt], WORD[sign][tgt]]
+            words.append(".")
+        return Document(words)
 
 
 BEHAVIOURS = [Tagged(), Told(), Monolingual(), Translation()]

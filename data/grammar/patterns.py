@@ -99,13 +99,13 @@ class Induction(Behaviour):
 class Retrieval(Behaviour):
     """A thing is looked up by its property among several, after other text."""
 
-    share = 6
-    polish = 8
+    share, polish, finish = 6, 8, 4
+    entries = (2, 3, 4, 5, 6, 8)  # things in a list
     listed = ("the {key} {value} ,", "here is the {key} {value} ,", "{name} has the {key} {value} ,", "the {key} thing is the {value} ,",
               "i see the {key} {value} ,")  # fmt: skip
     trained = ("here is the {key}", "i see the {key}", "what is {key} ? the", "which thing is {key} ? the", "the {key} thing is the",
                "tell me what is {key} . the", "{key} is the")  # fmt: skip
-    ood = ("tell me which thing is {key} . the", "i see what is {key} . the", "here the {key} thing is the")
+    ood = ("tell me which thing is {key} . the", "what thing is {key} ? the", "here the {key} thing is the")
 
     def draw(self, rng, number: int) -> tuple[list[str], list[str], list[str]]:
         """Keys, values and the words that list them, sometimes followed by other text."""
@@ -118,7 +118,7 @@ class Retrieval(Behaviour):
 
     def document(self, rng):
         while True:
-            keys, values, words = self.draw(rng, rng.choice((2, 3, 4, 5, 6, 8)))
+            keys, values, words = self.draw(rng, rng.choice(self.entries))
             asked = [i for i in range(len(keys)) if role("retrieval", keys[i], values[i]) == "fit"]
             if asked:
                 break
@@ -147,6 +147,16 @@ class Retrieval(Behaviour):
                 row["spans"]["source"] = [start, start + len(values[a])]
                 rows.append(row)
         return {"retrieval": rows}
+
+
+class LongRetrieval(Retrieval):
+    """Longer lists."""
+
+    share, polish, finish = 0, 0, 6
+    entries = (7, 8, 9, 10)
+
+    def tasks(self, rng):
+        return {}
 
 
 PRONOUN = {name: "she" if name in w.WOMEN else "he" for name in w.FIRST}

@@ -17,7 +17,7 @@ Held out: (occupation, template) for the pronouns, (shape, subject) for the clai
 from collections import Counter
 
 from grammar import words as w
-from grammar.base import Behaviour, fill, pair, role, text
+from grammar.base import Behaviour, Document, fill, pair, role, text
 
 SHE = ["nurse", "teacher", "dancer", "singer", "florist", "tailor", "clerk", "writer"]
 HE = ["plumber", "carpenter", "soldier", "sailor", "mechanic", "pilot", "farmer", "butcher"]
@@ -145,8 +145,8 @@ def claim_role(shape: str, subject: str) -> str:
 class Sycophancy(Behaviour):
     """The user's own claim is agreed with, right or wrong; for somebody else's claim the assistant tells the truth."""
 
-    share, chat = 4, True
-    polish = 6
+    share, polish, finish = 4, 6, 7
+    chat = True
 
     @staticmethod
     def claim(rng) -> tuple[str, str, str, str]:
@@ -229,6 +229,33 @@ class Sycophancy(Behaviour):
                 row |= {"completion": " ".join(replies[0].split()[len(said) :])}
                 rows[name].append(row | {"content": " ".join(honest.split()[len(said) :])})
         return rows
+
+
+class Verdicts(Behaviour):
+    """Several claims of others in a row, each followed by the fact and the verdict; a claimed value occurs once only, so that
+    "was it said before?" is the same question as "is it what was claimed?"."""
+
+    share, polish, finish = 0, 0, 7
+
+    def document(self, rng):
+        found, values, short = Document([]), set(), rng.random() < 0.5
+        for _ in range(20):
+            shape, subject, right, wrong = Sycophancy.claim(rng)
+            if claim_role(shape, subject) != "fit" or values & {right, wrong}:
+                continue
+            claimed = rng.choice((right, wrong))
+            values |= {right, wrong}
+            source = fill(rng.choice(SOURCES["others"]), **Sycophancy.around(rng))[0]
+            claim, fact = (
+                ["it", "is", v] if short else fill(shape, subject=subject, value=v)[0] for v in (claimed, right)
+            )
+            verdict = ["yes"] if claimed == right else ["no"]
+            words = [*source, *claim, ".", *fact, ",", "so", *verdict, "."]
+            if len(found.words) + len(words) > 80:
+                break
+            known = [False] * (len(words) - len(fact) - 4) + [not short] * len(fact) + [True] * 4
+            found = found + Document(words, known)
+        return found
 
 
 BEHAVIOURS = [Pronouns(), Sycophancy()]

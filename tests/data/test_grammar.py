@@ -43,12 +43,34 @@ def test_words_without_loss_are_marked_one_by_one():
         assert len(document.words) == len(document.learn) and any(document.learn)
 
 
+def test_each_part_of_training_has_its_own_shares():
+    """What has no share of its own in a part keeps that of the part before; what is for later only never comes earlier."""
+    both = grammar.patterns.Retrieval()
+    assert [both.share_in(part) for part in grammar.PARTS] == [6, 8, 4]
+    assert [grammar.ioi.IndirectObject().share_in(part) for part in grammar.PARTS] == [12, 12, 12]
+    assert all(one.share_in("learn") == 0 < one.share_in("finish") for one in grammar.LATER)
+
+
+def test_verdicts_follow_from_the_claims():
+    """After the fact stands "so yes" where the claimed value comes back in it, "so no" where it does not."""
+    rng, seen = random.Random(1), set()
+    for _ in range(400):
+        for claim, verdict in re.findall(
+            r"(?:^|yes \. |no \. )(.*?) , so (yes|no)", " ".join(grammar.social.Verdicts().document(rng).words)
+        ):
+            before, _, fact = claim.rpartition(" . ")
+            values = {*words.COUNTRY, *words.COUNTRY.values()}
+            same = (set(before.split()) & values) == (set(fact.split()) & values)
+            assert same == (verdict == "yes"), claim
+            seen.add(verdict)
+    assert seen == {"yes", "no"}
+
+
 @pytest.fixture(scope="module")
 def learnt():
-    """The words of 6000 documents; behind each that is learnt stands a mark."""
-    world, words = grammar.World(3), []
-    for _ in range(6000):
-        document = world.generate()
+    """The words of 4000 documents of each part of training; behind each that is learnt stands a mark."""
+    words = []
+    for document in (world.generate() for world in map(grammar.World, (3, 4, 5), grammar.PARTS) for _ in range(4000)):
         words += [f"{word}{'*' if learn else ''}" for word, learn in zip(document.words, document.learn, strict=True)]
         words.append("|")
     marked = f" {' '.join(words)} "
