@@ -67,6 +67,24 @@ def test_values_are_one_for_all_or_one_row_each():
         wb.Mean(three, torch.ones(3, 1, 3))
 
 
+def test_neurons_and_features_take_a_number_each():
+    for two in (["neuron.0.1", "neuron.0.4"], ["feature.a.1", "feature.a.4"]):
+        one = wb.Replace(two, torch.tensor([2.0, 5.0]))
+        assert [one.change(X[..., :1], i).unique().tolist() for i in (0, 1)] == [[2.0], [5.0]]
+        with pytest.raises(ValueError, match="2 components but 3 values"):
+            wb.Mean(two, torch.ones(3))
+
+
+def test_several_components_at_once_get_what_each_gets_alone():
+    heads, x = ["z.0.0", "z.0.1", "z.1.0"], torch.randn(2, 5, 2, 3)
+    for one in (wb.Zero(heads), wb.Clamp(heads, 2.0), wb.Scale(heads, 0.3), wb.Scale(heads, [0.1, 0.2, 0.7]),
+                wb.Replace(heads, V), wb.Mean(heads, torch.randn(3, 3)), wb.Add(heads, V, 2.0), wb.Add(heads, V, 0.5, "norm"),
+                wb.ProjectOut(heads, V), wb.Affine(heads, torch.randn(3, 3, 3), torch.randn(3, 3))):  # fmt: skip
+        both = one.changes(x, [2, 1])
+        assert torch.equal(both[..., 0, :], one.change(x[..., 0, :], 2))
+        assert torch.equal(both[..., 1, :], one.change(x[..., 1, :], 1))
+
+
 def test_a_value_does_not_change_with_the_tensor_it_was_made_from():
     vector = torch.ones(3)
     push = wb.Add("resid_post.1", vector)
@@ -79,6 +97,29 @@ def test_nothing_is_changed_in_place():
     for one in ALL:
         one.change(X[..., :1] if one.at[0].kind == "neuron" else X, 0)
     assert torch.equal(X, before)
+
+
+def test_a_delta_is_linear_and_may_be_given_as_factors():
+    left, right = torch.ones(4, 2), torch.arange(6.0).view(2, 3)
+    whole, factors = wb.Delta(weights={"w": left @ right}), wb.Delta(weights={"w.left": left, "w.right": right})
+    assert torch.equal(whole.difference("w"), factors.difference("w")) and factors.names == ("w",)
+    assert 2 * whole == wb.Delta(weights={"w": left @ right}, strength=2.0) and -(-factors) == factors != whole
+    assert torch.equal((2 * factors).difference("w"), 2 * left @ right)
+    assert (0 * whole).does_nothing and not whole.does_nothing
+    assert repr(0.5 * whole) == f"Delta(<1 weights, norm {(left @ right).norm() / 2:.3g}>, strength=0.5)"
+    left.mul_(7)
+    assert torch.equal(factors.difference("w"), whole.difference("w"))  # a value of its own
+    for one in (2 * whole, -factors):
+        assert Intervention.from_dict(*one.to_dict()) == one
+
+
+def test_a_delta_comes_first_in_a_recipe_and_has_no_place():
+    delta, push = wb.Delta(weights={"w": V}), wb.Add("embed", V)
+    assert (push + delta).interventions == (delta + push).interventions == (delta, push)
+    for given, said in ((dict(at="z.0.1"), "no place"), (dict(phase="prompt"), "no phase"), (dict(weights={}), "at least one"),
+                        (dict(weights={"w": V / 0}), "NaN"), (dict(weights={"w.left": V}), "one factor of two")):  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            wb.Delta(**{"weights": {"w": V}} | given)
 
 
 @pytest.mark.parametrize("one", ALL, ids=lambda one: type(one).__name__)

@@ -49,11 +49,31 @@ def test_ratio_of_means_is_not_a_mean_of_ratios():
     assert ratio[0] == pytest.approx(4 / 6.001) and low[0] <= ratio[0] <= high[0]
 
 
-def test_null_threshold_covers_a_new_sample_from_the_null():
-    rng, gap = np.random.default_rng(0), np.ones(60)
-    threshold = measure.null_threshold(rng.normal(size=(2000, 60)), gap)
-    new = np.abs(rng.normal(size=(2000, 60)).mean(1))
-    assert 0.01 < (new > threshold).mean() < 0.07  # near 5 %, on the careful side
+@pytest.mark.parametrize("draws, together", [(2, 1), (4, 1), (10, 10)])
+def test_five_percent_of_further_draws_exceed_it(draws, together):
+    """Prompts differ far more than draws do; a bootstrap over prompts of one draw would let less than 2 % through."""
+    rng, exceed = np.random.default_rng(0), []
+    for _ in range(25):
+        prompts = rng.normal(0.5, 2, (60, 30)) * rng.exponential(1, (60, 1))
+        seen = prompts + rng.normal(0, 1, (draws, 60, 30))
+        further = (prompts + rng.normal(0, 1, (together, 60, 30)).mean(0)).mean(1)
+        exceed.append(np.abs(further) > measure.null_threshold(seen, together=together))
+    assert 0.03 <= np.mean(exceed) <= 0.07
+
+
+@pytest.mark.parametrize("draws, together", [(2, 1), (60, 60)])
+def test_nulls_around_zero_are_exceeded_less_often(draws, together):
+    """|mean| folds there; from two deviations on it is 5 %, and nowhere more. With prompts as draws, too."""
+    for centre, low, high in ((0.0, 0.0, 0.02), (4.0, 0.04, 0.06)):
+        rng, per = np.random.default_rng(0), 30 if draws == 2 else 1
+        seen = rng.normal(0, 1, (draws, 4000, per)) + centre * (together * per) ** -0.5
+        further = rng.normal(0, 1, (together, 4000, per)).mean((0, 2)) + centre * (together * per) ** -0.5
+        assert low <= (np.abs(further) > measure.null_threshold(seen, together=together)).mean() <= high
+
+
+def test_what_never_varies_is_its_own_threshold():
+    assert measure.null_threshold(np.zeros((2, 3, 5))).tolist() == [0, 0, 0]
+    assert measure.null_threshold(np.full((2, 1, 5), -0.3)) == pytest.approx([0.3])
 
 
 def test_two_labelings_are_resampled_apart():
@@ -67,6 +87,22 @@ def test_two_labelings_are_resampled_apart():
     _, low2, high2 = measure.mean_interval(values, entity)
     assert high2 - low2 < 1e-9
     assert measure.mean_interval(values, [entity, ["one"] * 200])[1:] == (low2, high2)
+
+
+def test_clusters_widen_a_ratio_too():
+    """Every cluster twenty times over: the interval is that of the clusters, and counts are whole numbers."""
+    rng = np.random.default_rng(0)
+    gap, effects, entity = rng.normal(2, 0.5, 15), rng.normal(1, 1, (3, 15)), np.repeat(range(15), 20)
+    once = measure.ratio_of_means(effects, gap)
+    again = measure.ratio_of_means(effects.repeat(20, 1), gap.repeat(20), entity)
+    assert all(a == pytest.approx(b) for a, b in zip(once, again))
+    assert (
+        again[2] - again[1] > 3 * np.subtract(*measure.ratio_of_means(effects.repeat(20, 1), gap.repeat(20))[:0:-1])
+    ).all()
+    counts = measure.cluster_counts(300, [entity, np.arange(300) % 3], 50, 0)
+    weights = measure.cluster_weights(300, [entity, np.arange(300) % 3], 50, 0)
+    assert counts.dtype.kind == "i" and np.allclose(counts / counts.sum(1, keepdims=True), weights)
+    assert measure.cluster_weights(3, ["a"] * 3, 10, 0) is None
 
 
 def test_bound_of_a_share():

@@ -98,3 +98,14 @@ def test_every_bundled_task_fits_the_bundled_model(course):
         else:
             for text in task.column("text"):
                 course.ids(text)
+
+
+def test_clusters_are_entities_and_templates():
+    rows = [{"text": f"text {i}", "entity": "ab"[i % 2], "template": "one"} for i in range(4)]
+    assert wb.Task(rows).clusters() == [["entity a", "entity b"] * 2]  # one template tells no rows apart
+    rows[3] |= {"template": "two"}
+    assert wb.Task(rows).clusters()[1] == ["template one"] * 3 + ["template two"]
+    assert wb.Task(rows).clusters([0, 1]) == [["entity a", "entity b"]]
+    del rows[1]["entity"], rows[3]["entity"]
+    assert wb.Task(rows).clusters()[0] == ["entity a", "row 1", "entity a", "row 3"]
+    assert wb.Task([{"text": "a"}, {"text": "b"}]).clusters() is None

@@ -50,7 +50,8 @@ class Component:
     Attributes:
         kind: one of `KINDS`.
         layer: block number from 0, "*" for every layer, None for `embed`, `ln_final`, `logits` and features.
-        index: head, neuron, feature or expert number, "*" for all, None where a kind has no index.
+        index: head, neuron, feature or expert number, "*" for all, None where a kind has no index; "error" for what an
+            SAE leaves unexplained (feature.NAME.error), a node of circuits only.
         position: token position in the prompt (negative counts from its end), a span named by the task, or None
             for every position.
         name: for features, the name of the SAE.
@@ -86,7 +87,7 @@ class Component:
         if kind == "feature":
             if len(rest) != 2:
                 raise ValueError(f"{text!r}: a feature is written feature.NAME.77, NAME being the attached SAE.")
-            return cls(kind, None, _number(rest[1], text), place, rest[0])
+            return cls(kind, None, rest[1] if rest[1] == "error" else _number(rest[1], text), place, rest[0])
         numbers = [_number(part, text) for part in rest]
         wanted = (kind not in WITHOUT_LAYER) + (KINDS[kind][0] is not None)
         if len(numbers) > wanted:

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
+from functools import partial
 
 import numpy as np
 
 from workbench.component import KINDS, Component
 
 INK, FAINT, BLUE, GREY = "#222831", "#8a919c", "#2166ac", "#9aa3ad"
-MARK = "#e08a00"
+MARK, RED = "#e08a00", "#b2182b"
+
+
+def picture(figure):
+    """The same Figure, which a notebook shows when it is the last line of a cell; one made without pyplot would not."""
+    figure._repr_png_ = partial(png, figure)
+    return figure
+
+
+def png(figure, dpi: int | None = None) -> bytes:
+    """A matplotlib figure as the bytes of a PNG, without a date in them."""
+    import warnings
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # tokens of any script
+        FigureCanvasAgg(figure).print_figure(file, format="png", dpi=dpi or figure.dpi, metadata={"Software": None})
+    return file.getvalue()
 
 
 def layout(scores) -> dict:
@@ -120,7 +141,7 @@ def grid(scores, selected: list[int] = ()):
     ax.tick_params(length=0)
     for side in [*ax.spines.values(), *colours.ax.spines.values()]:
         side.set_visible(False)
-    return figure
+    return picture(figure)
 
 
 def forest(report):
@@ -155,7 +176,7 @@ def forest(report):
     ax.tick_params(labelsize=8, length=0)
     for side in ("top", "right", "left"):
         ax.spines[side].set_visible(False)
-    return figure
+    return picture(figure)
 
 
 def _plain(values) -> list:

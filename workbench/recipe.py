@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from workbench.component import Component
+from workbench import storage
 from workbench.intervention import Intervention
-
-VERSION = 1
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Several interventions as one value: apply, evaluate, save, share.
 
-    Interventions are kept in forward order. Two that act on the same tensor keep the order they were given in.
+    Interventions are kept in forward order, changes of weights first. Two that act on the same tensor keep the order they
+    were given in.
 
     Attributes:
         interventions: a list of interventions or recipes.
@@ -40,7 +35,7 @@ class Recipe:
         object.__setattr__(self, "fingerprint", "".join(made_for))
         object.__setattr__(self, "notes", dict(self.notes))
         flat = flatten(self.interventions)
-        object.__setattr__(self, "interventions", tuple(sorted(flat, key=lambda one: min(_site(c) for c in one.at))))
+        object.__setattr__(self, "interventions", tuple(sorted(flat, key=_first)))
 
     def __iter__(self):
         return iter(self.interventions)
@@ -65,27 +60,49 @@ class Recipe:
 
     def save(self, folder) -> Path:
         """Write `recipe.json` and `tensors.safetensors` into `folder`: all of it, or nothing."""
-        from safetensors.torch import save_file
-
-        folder = Path(folder)
         entries, tensors = [], {}
         for i, one in enumerate(self.interventions):
             plain, own = one.to_dict()
             entries.append(plain)
-            tensors |= {f"{i}.{name}": tensor.contiguous().clone() for name, tensor in own.items()}
-        about = {"version": VERSION, "name": self.name, "fingerprint": self.fingerprint, "notes": self.notes}
-        text = json.dumps({**about, "interventions": entries}, indent=2) + "\n"
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".recipe-"))
-        try:
-            (draft / "recipe.json").write_text(text, encoding="utf-8")
-            save_file(tensors, draft / "tensors.safetensors")
-            folder.mkdir(exist_ok=True)
-            for file in ("tensors.safetensors", "recipe.json"):
-                os.replace(draft / file, folder / file)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-        return folder
+            tensors |= {f"{i}.{name}": tensor for name, tensor in own.items()}
+        about = {"name": self.name, "fingerprint": self.fingerprint, "notes": self.notes, "interventions": entries}
+        return storage.write(folder, {"tensors.safetensors": tensors, "recipe.json": about})
+
+    def bake(self, model, folder, dtype=None) -> Path:
+        """Write an ordinary Hugging Face checkpoint, with its tokenizer, that does what the recipe does: all of it, or nothing.
+
+        Plain transformers loads it; embeddings are untied where they must be, and `baked.json` says what was folded. See
+        `workbench.model.bake`.
+
+        Args:
+            folder: new, empty, or an earlier result of `bake`.
+            dtype: of the weights; None is float32.
+        Raises:
+            ValueError: listing what does not fold into the weights, why, and what to type instead.
+        """
+        return model.bake(self, folder, **({} if dtype is None else {"dtype": dtype}))
+
+    def to_code(self, model, folder=None, name: str | None = None) -> str:
+        """The recipe as a plain nnsight script, without this package. See `workbench.model.code`.
+
+        Args:
+            folder: saves the recipe there and puts the script beside it as `code.py`; None only returns the text.
+            name: what transformers loads the model by; by default where the model came from.
+        Raises:
+            ValueError: listing what no script is written for.
+        """
+        text = model.to_code(self, name)
+        if folder is not None:
+            (self.save(folder) / "code.py").write_text(text, encoding="utf-8")
+        return text
+
+    def to_gguf(self, model, file, hint: str | None = None) -> Path:
+        """The pushes `Add` at resid_post as a control vector file for llama.cpp. See `workbench.model.cvector`.
+
+        Raises:
+            ValueError: listing what is no push of every token after a block from 1 on.
+        """
+        return model.to_gguf(self, file, hint)
 
     @classmethod
     def load(cls, folder) -> Recipe:
@@ -95,15 +112,8 @@ class Recipe:
             FileNotFoundError: when `folder` holds no recipe.
             ValueError: for a recipe of a newer version, or an operation this version does not know.
         """
-        from safetensors.torch import load_file
-
-        folder = Path(folder)
-        if not (folder / "recipe.json").is_file():
-            raise FileNotFoundError(f"{folder} holds no recipe.json. Recipe.load takes the folder that save() wrote.")
-        about = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
-        if about.get("version", 0) > VERSION:
-            raise ValueError(f"{folder} was written by a newer version ({about['version']}); this one reads {VERSION}.")
-        tensors = load_file(folder / "tensors.safetensors")
+        about = storage.read(cls, folder, "recipe.json")
+        tensors = storage.read_tensors(Path(folder) / "tensors.safetensors")
         own = [{k.split(".", 1)[1]: t for k, t in tensors.items() if k.startswith(f"{i}.")}
                for i in range(len(about["interventions"]))]  # fmt: skip
         made = [Intervention.from_dict(plain, t) for plain, t in zip(about["interventions"], own, strict=True)]
@@ -138,8 +148,10 @@ def _fingerprints(interventions) -> set[str]:
     return set()
 
 
-def _site(component: Component) -> Component:
-    return replace(component.canonical, index=None, position=None)
+def _first(one: Intervention) -> tuple:
+    """Where it acts first; weights are changed before anything runs."""
+    sites = [replace(component.canonical, index=None, position=None) for component in one.at]
+    return (1, min(sites)) if sites else (0,)
 
 
 # `a + b` of two interventions is a recipe; said here, because imports run from interventions to recipes only.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from workbench import storage
 from workbench.measure import share_bound
 
 
@@ -126,14 +127,9 @@ class Report:
         return Path(path)
 
     def save(self, folder) -> Path:
-        """Write `report.json` and its three tables as CSV."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in TABLES:
-            getattr(self, name).to_csv(folder / f"{name}.csv", index=False)
+        """Write `report.json` and its three tables as CSV: all of it, or nothing."""
         about = {"name": self.name, "settings": self.settings, "verdict": self.verdict.splitlines()}
-        (folder / "report.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        return folder
+        return storage.write(folder, {f"{name}.csv": getattr(self, name) for name in TABLES} | {"report.json": about})
 
     @classmethod
     def load(cls, folder) -> Report:
@@ -141,12 +137,10 @@ class Report:
 
         Raises:
             FileNotFoundError: when `folder` holds none.
+            ValueError: for a report of a newer version.
         """
-        folder = Path(folder)
-        if not (folder / "report.json").is_file():
-            raise FileNotFoundError(f"{folder} holds no report.json. Report.load takes the folder that save() wrote.")
-        about = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        tables = {name: pd.read_csv(folder / f"{name}.csv") for name in TABLES}
+        about = storage.read(cls, folder, "report.json")
+        tables = {name: pd.read_csv(Path(folder) / f"{name}.csv") for name in TABLES}
         return cls(about["name"], settings=about["settings"], **tables)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from workbench import storage
 from workbench.component import TL_HOOKS, Component
 
 DATA = next(p for p in (Path(__file__).parent / "data", Path(__file__).parents[1] / "data") if p.is_dir())
@@ -175,11 +176,7 @@ class SAE:
         Args:
             dtype: of the stored numbers; torch.float16 halves the file and rounds them.
         """
-        from safetensors.torch import save_file
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        stored = {n: getattr(self, n).to("cpu", dtype).contiguous() for n in TENSORS if getattr(self, n) is not None}
+        stored = {n: getattr(self, n).to("cpu", dtype) for n in TENSORS if getattr(self, n) is not None}
         plain = "jumprelu" if self.architecture == "batchtopk" else self.architecture
         kind = plain if self.reads is None else "_".join(
             [*(["jumprelu"] if plain == "jumprelu" else []), *(["skip"] if self.W_skip is not None else []), "transcoder"]
@@ -194,9 +191,8 @@ class SAE:
                             **({} if self.reads is None else {"hook_name_out": _hook(self.at)})},
                "workbench": {"name": self.name, "architecture": self.architecture, "k": self.k,
                              "fingerprint": self.fingerprint, "notes": self.notes}}  # fmt: skip
-        save_file(stored, folder / "sae_weights.safetensors")
-        (folder / "cfg.json").write_text(json.dumps(cfg, indent=2) + "\n", encoding="utf-8")
-        return folder
+        text = json.dumps(cfg, indent=2) + "\n"  # SAELens' format, not ours
+        return storage.write(folder, {"sae_weights.safetensors": stored, "cfg.json": text})
 
     @classmethod
     def names(cls) -> list[str]:
@@ -226,10 +222,8 @@ class SAE:
             raise FileNotFoundError(f"{folder} holds no cfg.json." + (f" Did you mean {near[0]!r}?" if near else "")
                                     + f" SAE.load takes a folder in SAELens' layout, or one of: "
                                     f"{', '.join(cls.names()) or '(none bundled)'}.")  # fmt: skip
-        from safetensors.torch import load_file
-
         cfg = json.loads((path / "cfg.json").read_text(encoding="utf-8"))
-        sae = _from_saelens(cfg, load_file(path / "sae_weights.safetensors"), at, scale, path)
+        sae = _from_saelens(cfg, storage.read_tensors(path / "sae_weights.safetensors"), at, scale, path)
         return replace(sae, **given) if given else sae
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from workbench import storage
 from workbench.component import Component
 
 
@@ -16,7 +16,8 @@ class Scores:
     """Which components matter, and by how much?
 
     Attributes:
-        components: in forward order. values, ci_lo, ci_hi, null_p95: [component].
+        components: in forward order. values, ci_lo, ci_hi, null_p95: [component]. Intervals (95 %) resample the entities and
+            the templates of a task's rows (`Task.clusters`), where rows name them, else prompts.
         per_prompt: [component, prompt], what the scores are made of (raw effects in units of the metric).
         method, direction, metric: how they were made, for example "causal.patch", "denoising", "logit_diff".
         clean, corrupted: the metric's mean on either prompt, the baselines of every patch.
@@ -55,8 +56,8 @@ class Scores:
 
     @property
     def n(self) -> int:
-        """Number of prompts."""
-        return self.per_prompt.shape[1]
+        """Number of prompts that the scores are means of (those that are NaN throughout are not)."""
+        return int((~np.isnan(self.per_prompt).all(0)).sum()) if len(self.per_prompt) else self.per_prompt.shape[1]
 
     @property
     def frame(self):
@@ -116,11 +117,11 @@ class Scores:
         return grid(self, **kwargs)
 
     def save(self, folder) -> Path:
-        """Write `scores.json`, `scores.csv` (the table, for people) and `scores.safetensors`."""
-        from safetensors.numpy import save_file
+        """Write `scores.json`, `scores.csv` (the table, for people) and `scores.safetensors`: all of it, or nothing."""
+        return storage.write(folder, self.files())
 
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+    def files(self) -> dict:
+        """What `save` writes, by file name."""
         plain = {name: getattr(self, name) for name in PLAIN}
         plain["components"] = [str(one) for one in self.components]
         plain["labels"] = [[k, v] for k, v in self.labels.items()]
@@ -130,11 +131,8 @@ class Scores:
             name: column.tolist() for name, column in numbers.items() if column.dtype.kind not in "fiub"
         }
         arrays |= {f"column.{name}": column for name, column in numbers.items() if name not in plain["columns"]}
-        arrays = {name: np.ascontiguousarray(array, dtype=np.float64) for name, array in arrays.items()}
-        save_file(arrays, folder / "scores.safetensors")
-        self.frame.to_csv(folder / "scores.csv", index=False)
-        (folder / "scores.json").write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
-        return folder
+        arrays = {name: np.asarray(array, dtype=np.float64) for name, array in arrays.items()}
+        return {"scores.safetensors": arrays, "scores.csv": self.frame, "scores.json": plain}
 
     @classmethod
     def load(cls, folder) -> Scores:
@@ -142,16 +140,12 @@ class Scores:
 
         Raises:
             FileNotFoundError: when `folder` holds none.
+            ValueError: for scores of a newer version.
         """
-        from safetensors.numpy import load_file
-
-        folder = Path(folder)
-        if not (folder / "scores.json").is_file():
-            raise FileNotFoundError(f"{folder} holds no scores.json. Scores.load takes the folder that save() wrote.")
-        plain = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+        plain = storage.read(Scores, folder, "scores.json")
         plain["components"] = [Component.parse(one) for one in plain["components"]]
         plain["labels"] = dict(plain["labels"])
-        arrays = load_file(folder / "scores.safetensors")
+        arrays = storage.read_arrays(Path(folder) / "scores.safetensors")
         columns = {
             name.removeprefix("column."): arrays.pop(name) for name in list(arrays) if name.startswith("column.")
         }

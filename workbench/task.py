@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from workbench import measure
+from workbench import measure, storage
 
 SPLITS = ("fit", "select", "test", "ood")
 PAIR = ("clean", "corrupted", "answer", "foil")
@@ -107,9 +107,7 @@ class Task:
 
     def save(self, path) -> Path:
         """Write the rows as JSONL."""
-        path = Path(path)
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows), encoding="utf-8")
-        return path
+        return storage.write_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows))
 
     @property
     def frame(self):
@@ -133,6 +131,24 @@ class Task:
     def column(self, name: str) -> list:
         """One column; None where a row has none."""
         return [row.get(name) for row in self.rows]
+
+    def clusters(self, rows=None) -> list | None:
+        """Which rows does an interval resample together? Those of one entity, and those of one template.
+
+        For `measure.mean_interval`. A row that names none stands alone; a labeling that tells no rows apart is left out.
+
+        Args:
+            rows: numbers of the rows that are meant; all without.
+        Returns:
+            A label for each of these rows, once per labeling; None where each row stands alone.
+        """
+        rows, found = list(range(len(self)) if rows is None else rows), []
+        for name in ("entity", "template"):
+            column = self.column(name)
+            labels = [f"row {i}" if column[i] is None else f"{name} {column[i]}" for i in rows]
+            if len(set(labels)) > 1 and any(column[i] is not None for i in rows):
+                found.append(labels)
+        return found or None
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from workbench.views.view import script
+
 ROOT = Path(__file__).parents[2]
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip
@@ -93,7 +95,7 @@ def lab(chromium, tmp_path_factory):
         log.close()
 
 
-def wait_for(address: str, server, log: Path, seconds: float = 60):
+def wait_for(address: str, server, log: Path, seconds: float = 180):
     end = time.monotonic() + seconds
     while time.monotonic() < end and server.poll() is None:
         try:
@@ -112,7 +114,7 @@ class Notebook:
         page.wait_for_function(
             "() => { const w = window.jupyterapp?.shell.currentWidget; return w?.content?.widgets?.length && "
             "w.sessionContext.session?.kernel?.status === 'idle' }",
-            timeout=60_000,
+            timeout=180_000,
         )
 
     def run_all(self) -> None:
@@ -174,3 +176,37 @@ def click_cell(canvas, row: int, column: int, **how) -> None:
 def click():
     """Clicks a cell of a grid by row (0 is the bottom one) and column."""
     return click_cell
+
+
+@pytest.fixture
+def mount(page):
+    """Renders a script over plain data, with a stand-in for the model; `read()` is what Python would see."""
+
+    def render(name, data, background="#ffffff", width=900):
+        esm, css = script(name)
+        page.set_content(
+            f"<meta charset=utf-8><style>{css}</style><body style='background:{background}'><div id=here></div>"
+        )
+        page.evaluate(
+            """async ([esm, data, width]) => {
+              const module = await import(URL.createObjectURL(new Blob([esm], { type: "text/javascript" })));
+              const state = { data, selected: [] }, heard = {};
+              if (data.bytes) state.patterns = new DataView(Uint8Array.from(data.bytes).buffer);
+              window.state = state;
+              const model = {
+                get: (key) => state[key],
+                set: (key, value) => { state[key] = value; (heard[`change:${key}`] ?? []).forEach((f) => f()); },
+                save_changes() {},
+                on: (event, f) => (heard[event] ??= []).push(f),
+                off: (event, f) => { heard[event] = heard[event].filter((g) => g !== f); },
+              };
+              const el = document.querySelector("#here");
+              el.style.width = `${width}px`;
+              window.unmount = module.default.render({ model, el });
+              window.heard = heard;
+            }""",
+            [esm, data, width],
+        )
+        return lambda: [data["names"][k] for k in page.evaluate("() => state.selected")]
+
+    return render

@@ -4,8 +4,6 @@ import json
 
 import pytest
 
-from workbench.views.view import script
-
 EVIL = "<img src=x onerror=document.title='hacked'>"
 TITLE = "resid_pre: residual stream before the block"
 
@@ -21,40 +19,6 @@ def grid_data(rows=3, columns=5):
         "tokens": [EVIL if k % columns == 1 else "the" for k in range(len(names))], "title": TITLE, "subtitle": "s",
         "unit": "score (logit_diff)", "note": "faint", "alt": "all in one sentence", "upward": "layer", "across": "position",
     } | {"lo": [None, *[s - 0.1 for s in score[1:]]]}  # fmt: skip
-
-
-@pytest.fixture
-def mount(page):
-    """Renders a script over plain data, with a stand-in for the model; `read()` is what Python would see."""
-
-    def render(name, data, background="#ffffff", width=900):
-        esm, css = script(name)
-        page.set_content(
-            f"<meta charset=utf-8><style>{css}</style><body style='background:{background}'><div id=here></div>"
-        )
-        page.evaluate(
-            """async ([esm, data, width]) => {
-              const module = await import(URL.createObjectURL(new Blob([esm], { type: "text/javascript" })));
-              const state = { data, selected: [] }, heard = {};
-              if (data.bytes) state.patterns = new DataView(Uint8Array.from(data.bytes).buffer);
-              window.state = state;
-              const model = {
-                get: (key) => state[key],
-                set: (key, value) => { state[key] = value; (heard[`change:${key}`] ?? []).forEach((f) => f()); },
-                save_changes() {},
-                on: (event, f) => (heard[event] ??= []).push(f),
-                off: (event, f) => { heard[event] = heard[event].filter((g) => g !== f); },
-              };
-              const el = document.querySelector("#here");
-              el.style.width = `${width}px`;
-              window.unmount = module.default.render({ model, el });
-              window.heard = heard;
-            }""",
-            [esm, data, width],
-        )
-        return lambda: [data["names"][k] for k in page.evaluate("() => state.selected")]
-
-    return render
 
 
 def test_clicks_select_add_and_take_away(page, mount, click):

@@ -27,7 +27,13 @@ LABELLED = [
 
 @pytest.fixture(scope="module")
 def model():
-    return wb.load(train(), tokenizer=tokenizer())
+    found = wb.load(train(), tokenizer=tokenizer())
+    eye = torch.eye(found.names.d_model)
+    zero = torch.zeros(2 * len(eye)), torch.zeros(len(eye))
+    found.attach(
+        wb.SAE(torch.cat([eye, -eye], 1), zero[0], torch.cat([eye, -eye]), zero[1], "resid_post.0", name="exact")
+    )
+    return found
 
 
 def call(name: str):
@@ -36,7 +42,7 @@ def call(name: str):
 
 def family(kind: str) -> str:
     """Every component of a kind, as it is written."""
-    return kind if KINDS[kind][0] is None else f"{kind}.*.*"
+    return kind if KINDS[kind][0] is None else "feature.exact.*" if kind == "feature" else f"{kind}.*.*"
 
 
 def run(name: str, model, kind: str) -> Scores:

@@ -7,6 +7,7 @@ from tiny import copying
 
 import workbench as wb
 from workbench.locate.causal import patch
+from workbench.locate.causal.patching import refuse_without_gap
 
 
 def task(*args):
@@ -81,3 +82,27 @@ def test_bad_arguments(trained):
                            ({"positions": "some"}, "positions='some'"), ({"positions": []}, r"positions=\[\]")]:  # fmt: skip
         with pytest.raises(ValueError, match=said):
             patch(trained, task(3), "resid_pre", **settings)
+
+
+def test_rows_of_one_entity_are_one_observation(trained):
+    """The same rows four times over tell nothing new: the interval is that of the rows."""
+    once, again = (
+        patch(trained, wb.Task(rows), ["z.0.*", "mlp_out.1"], null=False) for rows in (copying(6), copying(6) * 4)
+    )
+    assert np.allclose(once.values, again.values, atol=1e-5)
+    assert (
+        np.allclose([once.ci_lo, once.ci_hi], [again.ci_lo, again.ci_hi], atol=1e-5) and (once.ci_lo < once.ci_hi).any()
+    )
+    alone = patch(
+        trained, wb.Task([{**row, "entity": None} for row in copying(6) * 4]), ["z.0.*", "mlp_out.1"], null=False
+    )
+    assert np.ptp([alone.ci_lo, alone.ci_hi], axis=0).max() < 0.75 * np.ptp([again.ci_lo, again.ci_hi], axis=0).max()
+
+
+def test_a_gap_that_one_entity_makes_is_refused():
+    gap = np.repeat([5.0, 0.1, -0.1, -0.2], 25)
+    refuse_without_gap(gap, gap, 0 * gap, "logit_diff")
+    with pytest.raises(ValueError, match="hardly differ in logit_diff"):
+        refuse_without_gap(gap, gap, 0 * gap, "logit_diff", np.repeat(list("abcd"), 25))
+    two = np.repeat([4.0, 1.0], 50)  # two templates, both on one side
+    refuse_without_gap(two, two, 0 * two, "logit_diff", np.repeat(list("ab"), 50))

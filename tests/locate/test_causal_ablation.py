@@ -166,3 +166,73 @@ def test_from_a_layer_on(trained, tmp_path):
     assert "\n" not in repr(joint) and joint.plot().axes
     with pytest.raises(FileNotFoundError, match=r"joint\.json"):
         Joint.load(tmp_path)
+
+
+def longer(row):
+    return row | {side: f"w11 {row[side]}" for side in ("clean", "corrupted")}
+
+
+def test_prompts_without_a_match_are_in_no_mean(trained):
+    """With one text to resample from, each prompt of its length has one donor, and longer ones none."""
+    rows, text = copying(6), wb.Task([{"text": copying(1, 9)[0]["corrupted"]}])
+    settings = {"reference": text, "draws": 1}
+    seven = ablate(trained, wb.Task(rows), ["z", "mlp_out.1"], "resample", **settings)
+    mixed = ablate(
+        trained, wb.Task([longer(row) for row in copying(2, 5)] + rows), ["z", "mlp_out.1"], "resample", **settings
+    )
+    assert np.isnan(mixed.per_prompt[:, :2]).all() and np.allclose(mixed.per_prompt[:, 2:], seven.per_prompt, atol=1e-5)
+    assert np.allclose(mixed.values, seven.values, atol=1e-5) and (mixed.n, seven.n) == (6, 6)
+    assert mixed.clean == pytest.approx(seven.clean, abs=1e-5) and np.isfinite(mixed.null_p95).all()
+    assert "2 of 8 left out" in mixed.why and "left out" not in seven.why
+    joint = joint_ablation(
+        trained, wb.Task([longer(rows[0]), *rows]), "mlp_out.1", method="resample", random=3, **settings
+    )
+    assert joint.frame.joint[0] == pytest.approx(seven["mlp_out.1"], abs=1e-5) and joint.frame.n[0] == 6
+    assert np.isfinite(joint.frame.null_p95[0]) and "1 of 7 left out" in joint.why
+    with pytest.raises(ValueError, match="Only 2 of 6 prompts find another"):
+        ablate(trained, wb.Task(rows[:2] + [longer(row) for row in rows[2:]]), "z.0.1", "resample", **settings)
+    patterns = ablate(
+        trained, wb.Task([longer(rows[0]), *rows]), "pattern.1.0", reference=wb.Task(copying(9, 4)), null=False
+    )
+    assert np.isnan(patterns.per_prompt[0, 0]) and np.isfinite(patterns.per_prompt[0, 1:]).all()
+    # a mean from the end reaches as far as the reference goes
+    last, all_of = (ablate(trained, wb.Task([longer(rows[0]), *rows]), at, reference=wb.Task(copying(9, 4)), null=False)
+                    for at in ("mlp_out.1@-1", "mlp_out.1"))  # fmt: skip
+    assert np.isfinite(last.per_prompt).all() and np.isnan(all_of.per_prompt[0, 0]) and all_of.n == 6
+
+
+def test_no_prompt_is_its_own_donor(trained):
+    rows = task(4)
+    pool = Pool(trained, rows.on(trained), rows, [Component.parse("mlp_out.0")], "resample", 0)
+    own = [ids.tolist() for ids in rows.on(trained).clean]
+    assert all(len(some) == 7 for some in pool.others)
+    assert not any(pool.prompts[j].tolist() == own[i] for i, some in enumerate(pool.others) for j in some)
+
+
+@pytest.mark.parametrize("call", [ablate, joint_ablation])
+def test_draws_and_metrics_that_give_no_number(trained, call):
+    for draws in (0, -2, 1.5):
+        with pytest.raises(ValueError, match=f"draws={draws}: give a whole number from 1"):
+            call(trained, task(3), "z.0.1", method="resample", draws=draws)
+    with pytest.raises(ValueError, match="root is no finite number for 3 of 3 prompts"):
+        call(trained, task(3), "z.0.1", method="zero", metric=root)
+
+
+def root(logits, answer, foil):
+    """The square root of a negative number."""
+    return -(measure.logit_diff(logits, answer, foil).abs().add(1) ** 0.5) + torch.nan
+
+
+def test_rows_of_one_entity_are_one_observation(trained):
+    once, again = (
+        ablate(trained, wb.Task(rows), ["z.0.*"], "zero", null=False) for rows in (copying(6), copying(6) * 4)
+    )
+    assert (
+        np.allclose([once.ci_lo, once.ci_hi], [again.ci_lo, again.ci_hi], atol=1e-5) and (once.ci_lo < once.ci_hi).all()
+    )
+    single, four = (joint_ablation(trained, wb.Task(rows), "z.0.*", method="zero", random=0).frame
+                    for rows in (copying(6), copying(6) * 4))  # fmt: skip
+    assert (
+        np.allclose(single[["ci_lo", "ci_hi"]], four[["ci_lo", "ci_hi"]], atol=1e-5)
+        and single.ci_lo[0] < single.ci_hi[0]
+    )

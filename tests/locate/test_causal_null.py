@@ -6,27 +6,14 @@ import torch
 from tiny import copying
 
 import workbench as wb
+from workbench import measure
 from workbench.component import Component
 from workbench.locate.causal import patch
-from workbench.locate.causal.null import as_far, draws_of, matched, partners, threshold
+from workbench.locate.causal.null import as_far, draws_of, matched, partners
 from workbench.model.sweep import capture
 
 
-@pytest.mark.parametrize("draws, together", [(2, 1), (4, 1), (10, 10)])
-def test_five_percent_of_further_draws_exceed_it(draws, together):
-    """Prompts differ far more than draws do; a bootstrap over prompts of one draw would let less than 2 % through."""
-    rng, exceed = np.random.default_rng(0), []
-    for _ in range(25):
-        prompts = rng.normal(0.5, 2, (60, 30)) * rng.exponential(1, (60, 1))
-        seen = prompts + rng.normal(0, 1, (draws, 60, 30))
-        further = (prompts + rng.normal(0, 1, (together, 60, 30)).mean(0)).mean(1)
-        exceed.append(np.abs(further) > threshold(seen, together=together))
-    assert 0.03 <= np.mean(exceed) <= 0.07
-
-
-def test_what_never_varies_is_its_own_threshold():
-    assert threshold(np.zeros((2, 3, 5))).tolist() == [0, 0, 0]
-    assert threshold(np.full((2, 1, 5), -0.3)) == pytest.approx([0.3])
+def test_how_often_the_null_is_drawn():
     assert draws_of(True) == 2 and draws_of(False) == 0 and draws_of(3) == 3
     with pytest.raises(ValueError, match="null=1"):
         draws_of(1)
@@ -72,6 +59,16 @@ def test_of_shuffled_pairs_of_the_bundled_model_too(course, monkeypatch):
         found[name] = exceeding(course, task, "z", range(12), monkeypatch)
     print(found)
     assert 0.03 <= np.mean(list(found.values())) <= 0.07 and all(0.015 <= share <= 0.1 for share in found.values())
+
+
+def test_pairs_without_a_null_do_not_change_its_unit(trained, monkeypatch):
+    """The threshold is in the units of the score, also where some pairs have no other of their length."""
+    seen, rows = {}, [*copying(8), *({k: f"w11 {v}" if k in ("clean", "corrupted") else v for k, v in row.items()}
+                                     for row in copying(2, 9))]  # fmt: skip
+    real = measure.null_threshold
+    monkeypatch.setattr(measure, "null_threshold", lambda effects: seen.setdefault("limit", real(effects)))
+    scores = patch(trained, wb.Task(rows), "z")
+    assert np.allclose(scores.null_p95 * abs(scores.clean - scores.corrupted), seen["limit"])
 
 
 def test_partners_are_of_the_same_length_and_another_pair(trained):

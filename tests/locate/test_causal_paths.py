@@ -9,6 +9,7 @@ from tiny import build, copying, tokenizer
 
 import workbench as wb
 from workbench.locate.causal import between, knockout, patch, path_patch, trace
+from workbench.locate.causal.tracing import _spread
 from workbench.task import DATA
 
 
@@ -49,9 +50,18 @@ def test_noise_is_what_it_says(trained, monkeypatch):
             noise = wb.Add("embed@2", size * torch.randn(1, 32, generator=rng)[0])
             by_hand.append(wb.Task([row]).score(trained, noise)[0])
     assert whole.corrupted == pytest.approx(np.mean(by_hand), abs=1e-4)
-    monkeypatch.setattr("workbench.locate.causal.places.TOKENS_PER_PASS", 1)
+    monkeypatch.setattr("workbench.locate.causal.tracing.batches", lambda pairs, copies: [[2], [0], [1]])
     apart = trace(trained, rows, "resid_post.0@3", draws=2, null=False, metric="logit_diff", seed=5)
     assert np.allclose(whole.per_prompt, apart.per_prompt, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3_text", "llama"])
+def test_noise_is_measured_where_it_is_added(name):
+    """Some models multiply their embeddings on the way; noise comes behind that."""
+    model = wb.load(build(name), tokenizer=tokenizer())
+    pairs = task(4).on(model)
+    embedded = model.activations(pairs.clean, "embed@2")
+    assert _spread(model, pairs, [[2]] * 4) == pytest.approx(float(embedded.std()), rel=1e-5)
 
 
 def test_no_noise_changes_nothing(trained):
@@ -236,3 +246,46 @@ def test_between_checkpoints():
     rows = wb.Task.load("modular_addition").split("fit")[:12]
     scores = between(early, final, rows, ["resid_post.*@-1", "mlp_out.*@-1"], null=2)
     assert scores.clean > scores.corrupted and np.isfinite(scores.values).all() and np.isfinite(scores.null_p95).all()
+
+
+@pytest.mark.parametrize("window", [0, -1])
+def test_a_window_is_at_least_one_layer(trained, window):
+    for call in (lambda: knockout(trained, task(3), 2, window=window), lambda: trace(trained, task(3), window=window)):
+        with pytest.raises(ValueError, match=f"window={window} layers are none"):
+            call()
+
+
+def test_a_cut_leaves_something_to_see_where_attention_slides(word_pairs):
+    """The last of nine words sees four of them: all four cannot be cut, and the null cuts one of those four too."""
+    model = wb.load(build("mistral"), tokenizer=tokenizer())
+    with pytest.raises(ValueError, match="from everything it sees, at least in one layer"):
+        knockout(model, word_pairs, [8, 7, 6, 5], -1, null=False)
+    cut = knockout(model, word_pairs, [7, 6, 5], -1)
+    assert np.abs(cut.values).max() > 0.01 and np.isnan(cut.null_p95).all() and "too short" in cut.why
+    outside = knockout(model, word_pairs, [0, 1], -1)
+    assert np.abs(outside.per_prompt).max() < 1e-6 and (outside.null_p95 > 1e-3).any()
+
+
+def test_a_metric_without_numbers_is_refused(trained):
+    with pytest.raises(ValueError, match="no finite number for 4 of 4 prompts"):
+        knockout(trained, task(4), 2, metric=lambda logits, answer, foil: logits[:, 0] * torch.nan)
+
+
+@pytest.mark.parametrize("call", [
+    lambda m, t: path_patch(m, t, "z.0.*", null=False),
+    lambda m, t: knockout(m, t, 2, null=False),
+    lambda m, t: between(m, wb.load(build("llama", 1), tokenizer=tokenizer()), t, "z.0.*", null=False),
+])  # fmt: skip
+def test_rows_of_one_entity_are_one_observation(trained, call):
+    once, again = (call(trained, wb.Task(rows)) for rows in (copying(6), copying(6) * 4))
+    assert (
+        np.allclose([once.ci_lo, once.ci_hi], [again.ci_lo, again.ci_hi], atol=1e-4) and (once.ci_lo < once.ci_hi).any()
+    )
+
+
+def test_noise_is_drawn_for_rows_and_intervals_for_entities(trained):
+    rows = [dict(row, entity=i % 4) for i, row in enumerate(copying(4) * 6)]
+    wide, narrow = (trace(trained, wb.Task(some), "mlp_out.*@cause", draws=2, null=False)
+                    for some in (rows, [dict(row, entity=None) for row in rows]))  # fmt: skip
+    assert np.allclose(wide.values, narrow.values)
+    assert not np.allclose([wide.ci_lo, wide.ci_hi], [narrow.ci_lo, narrow.ci_hi], atol=1e-3)

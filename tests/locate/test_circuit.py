@@ -339,7 +339,7 @@ def test_saved_and_loaded_and_drawn(trained, tmp_path):
     for value in (again, scores, faithfulness(trained, task(), again)):
         value.plot().savefig(tmp_path / "picture.png")
     (tmp_path / "other.json").write_text("[]")
-    with pytest.raises(ValueError, match="holds no circuit"):
+    with pytest.raises(ValueError, match="holds no Circuit"):
         Circuit.load(tmp_path / "other.json")
 
 
@@ -357,3 +357,17 @@ def test_refusals(trained, llama, course):
                       (lambda: curve(trained, task(), eap(trained, task()), sizes=(0.5, 0.1)), "rising")]:  # fmt: skip
         with pytest.raises(ValueError, match=said):
             run()
+
+
+def test_rows_of_one_entity_are_one_observation(trained):
+    """The same rows four times over tell nothing new: the interval is that of the rows."""
+    some, many = wb.Task(copying(6)), wb.Task(copying(6) * 4)
+    once, again = (eap(trained, rows, null=False) for rows in (some, many))
+    assert (
+        np.allclose([once.ci_lo, once.ci_hi], [again.ci_lo, again.ci_hi], atol=1e-3) and (once.ci_lo < once.ci_hi).any()
+    )
+    circuit = once.top(60)
+    one, four = (faithfulness(trained, rows, circuit, random=0) for rows in (some, many))
+    assert (one.ci_lo, one.ci_hi) == (pytest.approx(four.ci_lo, abs=1e-4), pytest.approx(four.ci_hi, abs=1e-4))
+    one, four = (minimality(trained, rows, circuit) for rows in (some, many))
+    assert np.allclose([one.ci_lo, one.ci_hi], [four.ci_lo, four.ci_hi], atol=1e-4) and (one.ci_lo < one.ci_hi).any()

@@ -9,6 +9,7 @@ import torch
 import workbench as wb
 from workbench import measure
 from workbench.locate import features
+from workbench.locate.features.contexts import promoted
 from workbench.locate.features.evaluation import _arms
 from workbench.sae import SAE
 
@@ -311,3 +312,105 @@ def test_the_bundled_dictionary(course):
     row = features.evaluate(course, sae, texts).frame
     assert row.loc["sae", "explained_variance"] > row.loc["random", "explained_variance"] + 0.1
     assert row.loc["sae", "kl"] < 0.5 * row.loc["random", "kl"] and row.loc["sae", "l0"] < 64
+
+
+# what the review of controls, spans and places asked for
+
+
+def normed(model, at, name):
+    rows = torch.randn(32, 24, generator=torch.Generator().manual_seed(1))
+    return SAE(rows, torch.zeros(24), measure.unit(rows.T), torch.zeros(32), at=at, normalize="layer_norm", name=name)
+
+
+def test_the_tokens_of_a_span_add_up(model):
+    """Attribution over two tokens is the sum of those of each; a product of means is not."""
+    sae = model.attach(axes(model, "resid_post.0"))
+    rows = [row | {"spans": {"both": " ".join(row["clean"].split()[2:4])}} for row in copying()]
+    one, two, both = (features.find(model, wb.Task(rows), sae, "attribution", position=at) for at in (2, 3, "both"))
+    for i, at in enumerate(both.components):
+        parts = [
+            some.per_prompt[some._index(at.at(p))] for p, some in ((2, one), (3, two)) if at.at(p) in some.components
+        ]
+        assert np.allclose(both.per_prompt[i], sum(parts), atol=1e-4 * max(1, np.abs(both.per_prompt[i]).max())), at
+    assert len(both.components) > 10 and np.abs(both.per_prompt).max() > 0.05
+
+
+def test_controls_push_as_far_as_the_features(model, monkeypatch):
+    """Where each token is normalized, a feature moves the stream by its token's scale more."""
+    task, pushed = copying(), []
+
+    def recorded(at, vector, *args):
+        pushed.append(float(vector.norm()))
+        return wb.Add(at, vector, *args)
+
+    for module in ("effects", "finding"):
+        monkeypatch.setattr(f"workbench.locate.features.{module}.Add", recorded)
+    pairs, sae = task.on(model), model.attach(normed(model, "resid_post.0", "normed"))
+    scores = features.find(model, task, sae, position=2)
+    at = [scores.components[int(scores.columns["mean"].argmax())]]
+
+    def moved(ids, change):
+        place = "resid_post.0@2"
+        return (model.activations(ids, place, change) - model.activations(ids, place)).norm(dim=-1).mean()
+
+    features.effect(model, task, at, factor=0.5, draws=2)
+    assert np.allclose(pushed, moved(pairs.clean, wb.Scale(at, 0.5)), rtol=1e-4) and len(pushed) == 3
+    pushed.clear()
+    found = features.find(model, task, sae, "output", position=2, candidates=3)
+    by_hand = [float(moved(pairs.corrupted, wb.Clamp(one, float(to)))) for one, to in
+               zip(found.components, found.columns["clamped_to"])]  # fmt: skip
+    assert np.allclose(pushed, np.median(by_hand), rtol=1e-4)
+
+
+def test_another_dictionary_under_the_name_is_refused(model):
+    model.attach(normed(model, "resid_post.0", "one"))
+    other = replace(normed(model, "resid_post.0", "one"), W_dec=torch.eye(24, 32))
+    for call in (
+        lambda: features.find(model, copying(), other),
+        lambda: features.find(model, copying(), other, "output"),
+    ):
+        with pytest.raises(ValueError, match="Another SAE is attached as 'one'"):
+            call()
+    assert len(features.find(model, copying(), normed(model, "resid_post.0", "one")).components)
+
+
+def test_what_is_promoted_depends_on_the_place(model):
+    rows = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+
+    def at(place, rows=rows):
+        width = rows.shape[1]
+        sae = SAE(torch.zeros(width, 5), torch.zeros(5), rows, torch.zeros(width), at=place)
+        return promoted(model, sae, list(range(5)))
+
+    w_o = torch.cat([model.weight("W_O", 1, head) for head in range(4)])
+    assert torch.allclose(at("z.1.*"), at("resid_post.1", rows @ w_o), atol=1e-4)
+    assert torch.allclose(at("z.1.2", rows[:, :8]), at("resid_post.1", rows[:, :8] @ w_o[16:24]), atol=1e-4)
+    before, after = (model.logits("w10 w11 w12", *change)[0] for change in ((), (wb.Add("ln_final@-1", rows[0]),)))
+    assert torch.allclose(at("ln_final")[0], after - before - (after - before).mean(), atol=1e-4)
+    with pytest.raises(ValueError, match="promote no words directly"):
+        at("neuron.1.*")
+
+
+@pytest.mark.parametrize("by", ["difference", "auroc", "attribution", "output"])
+def test_rows_of_one_entity_are_one_observation(model, by):
+    sae = model.attach(axes(model, "resid_post.0"))
+    rows = list(copying()[:6])
+    once, again = (features.find(model, wb.Task(some), sae, by, position=2, candidates=4) for some in (rows, rows * 4))
+    assert (
+        np.allclose([once.ci_lo, once.ci_hi], [again.ci_lo, again.ci_hi], atol=1e-3) and (once.ci_lo < once.ci_hi).any()
+    )
+    top = once.top(1)
+    one, four = (features.effect(model, wb.Task(some), top, draws=1).frame.loc["features"] for some in (rows, rows * 4))
+    assert one.ci_lo == pytest.approx(four.ci_lo, abs=1e-4) and one.ci_hi == pytest.approx(four.ci_hi, abs=1e-4)
+
+
+def test_labelled_texts_of_one_entity_are_one_observation(model):
+    sae = model.attach(axes(model))
+    rows = [
+        {"text": text, "label": "four" if " w4 " in text else "five", "entity": str(i)}
+        for i, text in enumerate(noise(12))
+    ]
+    once, again = (features.find(model, wb.Task(some), sae) for some in (rows, rows * 4))
+    assert (
+        np.allclose([once.ci_lo, once.ci_hi], [again.ci_lo, again.ci_hi], atol=1e-4) and (once.ci_lo < once.ci_hi).any()
+    )

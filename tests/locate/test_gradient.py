@@ -141,7 +141,9 @@ def test_features_add_up_to_what_they_stand_for(llama, word_pairs):
 
 def test_the_null_is_the_same_estimate_for_other_prompts(trained, monkeypatch):
     seen = {}
-    monkeypatch.setattr(attribution, "threshold", lambda effects: seen.setdefault("under", effects).mean((0, 2)))
+    monkeypatch.setattr(
+        attribution.measure, "null_threshold", lambda effects: seen.setdefault("under", effects).mean((0, 2))
+    )
     kinds = ["resid_pre.1", "attn_scores.1.1", "z.1.2", "neuron.1.5"]
     ATP(trained, task(), kinds, positions="all", null=3, seed=4)
     pairs = task().on(trained)
@@ -156,11 +158,12 @@ def test_the_null_is_the_same_estimate_for_other_prompts(trained, monkeypatch):
 
 
 @contextmanager
-def constant(model, layer):
-    """What a layer of a Llama adds to the stream has no slope."""
+def constant(model, layer, attention=True):
+    """What a layer of a Llama (or its FFN alone) adds to the stream has no slope."""
     block = model.hf.model.layers[layer]
-    hooks = [block.self_attn.register_forward_hook(lambda m, a, out: (out[0].detach(), *out[1:]), prepend=True),
-             block.mlp.register_forward_hook(lambda m, a, out: out.detach(), prepend=True)]  # fmt: skip
+    hooks = [block.mlp.register_forward_hook(lambda m, a, out: out.detach(), prepend=True)]
+    if attention:
+        hooks.append(block.self_attn.register_forward_hook(lambda m, a, out: (out[0].detach(), *out[1:]), prepend=True))
     yield
     for hook in hooks:
         hook.remove()
@@ -168,18 +171,23 @@ def constant(model, layer):
 
 def test_grad_drop_averages_over_layers_without_slope(llama, word_pairs):
     word_pairs = told_apart(llama, word_pairs)
-    kinds = ["resid_pre.1@3", "z.0.*", "v.1.*", "mlp_out.2@-1"]
+    kinds = ["resid_pre.1@3", "resid_mid.0@3", "z.0.*", "v.1.*", "mlp_out.2@-1"]
     dropped = ATP(llama, word_pairs, kinds, grad_drop=True)
     without = []
     for layer in range(3):
         with constant(llama, layer):
             without.append(np.abs(ATP(llama, word_pairs, kinds, null=False).per_prompt))
+    with constant(llama, 0, attention=False):  # its slope arrives at what attention writes
+        middle = np.abs(ATP(llama, word_pairs, "resid_mid.0@3", null=False).per_prompt)
+    without[0][dropped._index("resid_mid.0@3")] = middle
     gap = dropped.clean - dropped.corrupted
     for i, one in enumerate(dropped.components):
-        layers = [k for k in range(3) if one.kind == "resid_pre" or one.kind == "resid_post" or k != one.layer]
+        layers = [k for k in range(3) if one.kind.startswith("resid") or k != one.layer]
         mean = np.mean([without[k][i] for k in layers], 0)
         assert np.allclose(np.abs(dropped.per_prompt[i]), mean, atol=1e-4), one
         assert dropped.values[i] == pytest.approx(mean.mean() / abs(gap), rel=1e-3)
+    for one in ("resid_mid.0@3", "mlp_out.2@-1"):  # whatever is asked for beside it
+        assert ATP(llama, word_pairs, one, grad_drop=True)[one] == pytest.approx(dropped[one], rel=1e-4)
     assert dropped.cost == 5 and ATP(llama, word_pairs, kinds).cost == 3 and "GradDrop" in dropped.method
 
 
@@ -395,3 +403,24 @@ def test_bad_arguments_of_the_others(trained, words):
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=said):
             call()
+
+
+@pytest.mark.parametrize("method", [
+    lambda m, t: ATP(m, t, ["z"], null=False), lambda m, t: gradient.saliency(m, t, null=False),
+    lambda m, t: gradient.integrated_gradients(m, t, steps=8, null=False),
+    lambda m, t: gradient.knowledge_neurons(m, t, "neuron.1.*", metric="logit_diff", steps=2, null=False),
+    lambda m, t: gradient.weight_importance(m, t, null=False),
+])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:Integrated gradients miss")
+def test_rows_of_one_entity_are_one_observation(trained, method):
+    """The same rows four times over tell nothing new: the interval is that of the rows."""
+    once, again = (method(trained, wb.Task(rows)) for rows in (copying(6), copying(6) * 4))
+    assert np.allclose(once.values, again.values, rtol=1e-3, atol=1e-4)
+    assert np.allclose([once.ci_lo, once.ci_hi], [again.ci_lo, again.ci_hi], rtol=1e-3, atol=1e-4)
+    assert (once.ci_lo < once.ci_hi).any()
+
+
+def test_weights_where_queries_and_keys_are_out_of_reach(word_pairs):
+    model = wb.load(build("bloom"), tokenizer=tokenizer())
+    found = gradient.weight_importance(model, word_pairs, null=False)
+    assert {one.kind for one in found.components} == {"z", "mlp_out"} and (found.values > 0).all()

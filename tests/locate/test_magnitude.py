@@ -301,3 +301,12 @@ def test_models_that_lack_a_site_say_so():
     for call in (magnitude.wanda, magnitude.super_weights, magnitude.language_neurons):
         with pytest.raises(ValueError, match="fuses its experts"):
             call(mixture, labelled())
+
+
+def test_rows_of_one_entity_are_one_observation(llama):
+    """Pairs four times over: about as wide an interval as those of the pairs (half of it, if they were others)."""
+    once, again = (
+        magnitude.contrast(llama, wb.Task(rows), "z", null=False, draws=400) for rows in (copying(8), copying(8) * 4)
+    )
+    widths = [scores.ci_hi - scores.ci_lo for scores in (once, again)]
+    assert 0.8 < np.median(widths[1] / widths[0]) < 1.25

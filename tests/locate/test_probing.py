@@ -461,3 +461,17 @@ def test_mood_arrives_at_the_last_token_and_only_there_is_needed(course):
     assert row.selectivity["resid_post.6@-1"] > 0.1 and abs(row.identity_selectivity.iloc[0]) <= 0.02
     erasure = erase(course, task, "resid_post.6@-1", draws=2).frame.set_index("erased")
     assert erasure.accuracy["nothing"] > 0.9 and erasure.accuracy["concept"] < 0.75 < erasure.accuracy["random"]
+
+
+def test_the_interval_of_a_behaviour_is_over_its_entities(trained, monkeypatch):
+    seen, given = [], wb.measure.mean_interval
+
+    def recorded(values, clusters=None, **settings):
+        seen.append((len(values), clusters))
+        return given(values, clusters, **settings)
+
+    rows = [row | {"entity": f"e{i % 5}"} for i, row in enumerate(copies())]
+    monkeypatch.setattr(erasing.measure, "mean_interval", recorded)
+    erase(trained, wb.Task(rows), "resid_post.1@2", draws=0)
+    last = [[f"entity {row['entity']}" for row in rows if row["split"] == "test"]]
+    assert (len(last[0]), last) in seen

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from tiny import build, tokenizer
+from tiny import build, copying, tokenizer
 
 import workbench as wb
 from workbench.component import Component
@@ -189,6 +189,12 @@ def test_attribution_nulls_repeat_and_leave_the_weights_alone(llama):
     assert np.isnan(single.ci_lo).all() and (single.null_p95 > 0).all() and "One prompt" in single.why
 
 
+def test_rows_of_one_entity_are_one_observation(trained):
+    once, again = (logit_attribution(trained, wb.Task(rows), null=False) for rows in (copying(6), copying(6) * 4))
+    assert np.allclose([once.ci_lo, once.ci_hi], [again.ci_lo, again.ci_hi], atol=1e-3)
+    assert (once.ci_hi - once.ci_lo).max() > 0.1
+
+
 @pytest.mark.parametrize("at, said", [("resid_post.1", "no part of the sum"), ("resid_pre.*", "no part of the sum"),
                                       (["z.1.0", "attn_out.1"], "would count twice"), ("z.0.0@2", "only the last position"),
                                       (["embed", "resid_pre.0"], "would count twice"), ("z.0.9", "head 9")])  # fmt: skip
@@ -244,6 +250,16 @@ def test_an_untrained_translator_is_the_logit_lens(llama, words):
 # heads
 
 
+def regained(name, norm):
+    """A tiny model whose norms of this name have random gains."""
+    model = wb.load(build(name), tokenizer=tokenizer())
+    with torch.no_grad():
+        for key, parameter in model.hf.named_parameters():
+            if f"{norm}.weight" in key and name != "llama":
+                parameter.normal_(std=3.0, generator=torch.Generator().manual_seed(1))
+    return model
+
+
 def test_the_copying_score_is_that_of_the_whole_table(llama):
     head = "z.1.2"
     found = ov_circuit(llama, head, embedding="W_E", draws=5)
@@ -281,6 +297,35 @@ def test_the_qk_circuit_is_what_attention_computes_at_distance_0(llama):
     assert found.score == pytest.approx(eigenvalues.real.sum() / np.abs(eigenvalues).sum(), abs=1e-4)
     with pytest.raises(ValueError, match="normalises queries and keys"):
         qk_circuit(wb.load(build("qwen3"), tokenizer=tokenizer()), "z.0.1")
+
+
+@pytest.mark.parametrize("name", ["gemma2", "olmo2", "llama"])
+def test_what_a_singular_direction_writes_has_passed_the_norm_behind_the_block(name):
+    model = regained(name, "post_attention_layernorm")
+    found = ov_circuit(model, "z.1.2", draws=2)
+    _, size, v = torch.linalg.svd(model.weight("W_V", 1, 2) @ model.weight("W_O", 1, 2))
+    block = model.hf.model.layers[1]
+    written = v[:1] if name == "llama" else block.post_attention_layernorm(v[:1]).detach()
+    logits = (written @ Readout(model).matrix())[0]
+    sides = [{model.token(i) for i in (sign * logits).topk(5).indices} for sign in (1, -1)]
+    assert found.directions[0][0] == pytest.approx(float(size[0]), rel=1e-3)
+    assert {frozenset(found.directions[0][2]), frozenset(found.directions[0][4])} == set(map(frozenset, sides))
+
+
+def test_heads_read_tokens_through_the_bias_of_their_norm():
+    model = wb.load(build("gpt2"), tokenizer=tokenizer())
+    norm, attention = model.hf.transformer.h[0].ln_1, model.hf.transformer.h[0].attn.c_attn
+    with torch.no_grad():
+        norm.bias.normal_(std=2.0, generator=torch.Generator().manual_seed(1))
+        x = norm(model.weight("W_E")) @ attention.weight
+    q, k, v = (part[:, 8:16] for part in x.split(32, -1))
+    scores = q @ (k - k.mean(0)).T / 8**0.5
+    found = qk_circuit(model, "z.0.1", draws=2, embedding="W_E")
+    assert [line[0][0] for line in found.most] == [model.token(i) for i in scores.argmax(1)]
+    assert [line[0][1] for line in found.most] == pytest.approx(scores.amax(1).tolist(), rel=1e-3)
+    written = v @ model.weight("W_O", 0, 1) @ Readout(model).matrix()
+    found = ov_circuit(model, "z.0.1", draws=2, embedding="W_E")
+    assert [line[0][0] for line in found.most] == [model.token(i) for i in written.argmax(1)]
 
 
 def test_heads_of_every_architecture_have_a_copying_score(tiny):
@@ -371,6 +416,24 @@ def test_the_backward_lens_in_words(llama, words):
         backward_lens(wb.load(build("gpt2"), tokenizer=tokenizer()), "w5 w6", weight="W_gate")
 
 
+@pytest.mark.parametrize("name", ["gemma2", "olmo2", "llama"])
+def test_the_words_of_a_gradient_are_those_that_a_step_adds_to_the_stream(name, words):
+    """A step of W_out along the gradient, and what it changes at mlp_out, behind the norm where there is one."""
+    model, answer = regained(name, "post_feedforward_layernorm"), torch.tensor([9])
+    prompt = words(6)
+    ((before, after),) = outer_products(model, model._prompts(prompt), answer, "W_out")[1:2]
+    linear, base = model.hf.model.layers[1].mlp.down_proj, model.activations(prompt, "mlp_out.1@-1")
+    old = linear.weight.detach().clone()
+    with torch.no_grad():
+        linear.weight.add_(1e-3 * after[0, -1][:, None] @ before[0, -1][None])
+        added = model.activations(prompt, "mlp_out.1@-1") - base
+        linear.weight.copy_(old)
+    lens = backward_lens(model, prompt, answers=[9])
+    logits = (added @ Readout(model).matrix())[0]
+    assert len(set(lens.up[1, 0, -1].tolist()) & set(logits.topk(8).indices.tolist())) >= 4
+    assert len(set(lens.down[1, 0, -1].tolist()) & set((-logits).topk(8).indices.tolist())) >= 4
+
+
 # patchscope
 
 
@@ -400,6 +463,7 @@ def test_what_a_patchscope_refuses(llama, words):
     prompts = words(5, 5)
     for settings, said in [({"at": "resid_post.1"}, "name a position, such as resid_post.1@-1"), ({"at": "z.1.0@-1"}, "no stream"),
                            ({"target": "w5 w6"}, "must hold {} once"), ({"into": "mlp_out.1"}, "no stream"),
+                           ({"into": "resid_pre"}, "several streams; a state goes into one, such as 'resid_pre.0'"),
                            ({"target": "hello {}"}, "Not in this model's vocabulary")]:  # fmt: skip
         with pytest.raises(ValueError, match=said):
             patchscope(llama, prompts, **settings)

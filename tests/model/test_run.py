@@ -1,6 +1,7 @@
 """Running with interventions: identities, padding, phases, generation, refusals that change nothing."""
 
 import sys
+from operator import attrgetter
 
 import pytest
 import torch
@@ -62,6 +63,31 @@ def test_what_is_written_is_what_is_read(tiny, words):
         assert torch.equal(seen[0, [0, 1, 3, 4]], plain[0, [0, 1, 3, 4]])
 
 
+def test_many_components_change_at_once_as_one_by_one(llama, words, monkeypatch):
+    """One call for each tensor and set of columns, and the same bits; a component named twice is changed twice."""
+    neurons = [f"neuron.{layer}.{i}" for layer in (0, 1) for i in torch.randperm(llama.names.d_mlp)[:20].tolist()]
+    values = torch.randn(len(neurons))
+    prompts, calls, real = words(3, 6), [], wb.Replace.changes
+
+    def counted(one, x, which):
+        calls.append(len(which))
+        return real(one, x, which)
+
+    for place in ("", "@-1"):
+        at = [one + place for one in neurons]
+        many = wb.Replace(at, values)
+        apart = [wb.Replace(one, values[i : i + 1]) for i, one in enumerate(at)]
+        calls.clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(wb.Replace, "changes", counted)
+            changed = llama.logits(prompts, many)
+        assert calls == [20, 20]
+        assert torch.equal(changed, llama.logits(prompts, *apart)) and not torch.equal(changed, llama.logits(prompts))
+    twice = wb.Scale(["z.1.1", "z.1.*", "z.1.1"], 0.5)
+    assert torch.allclose(llama.activations(words(4), "z.1.1", twice), llama.activations(words(4), "z.1.1") / 8)
+    assert torch.allclose(llama.activations(words(4), "z.1.0", twice), llama.activations(words(4), "z.1.0") / 2)
+
+
 def test_two_interventions_on_one_tensor_follow_each_other(llama, words):
     vector = torch.ones(32)
     plain = llama.activations(words(4), "resid_post.0")
@@ -76,19 +102,36 @@ def test_two_interventions_on_one_tensor_follow_each_other(llama, words):
 def test_phases_touch_the_right_tokens(tiny, words, settings):
     """Read the residuals of a whole generation: which tokens were changed, prompt or generated?"""
     prompts, steps = words(3, 5), 4
-    where = "resid_post.1"
+    where, following = "resid_post.1", attrgetter(tiny.names.row.layers)(tiny.hf)[2]
     for phase in ("prompt", "generation", "both"):
-        change = wb.Add(where, torch.full((tiny.names.d_model,), 3.0), phase=phase)
-        new = tiny.generate_ids(prompts, change, max_new_tokens=steps, min_new_tokens=steps, **settings)
-        for prompt, made in zip(prompts, new):
+        change, seen = wb.Add(where, torch.full((tiny.names.d_model,), 3.0), phase=phase), []
+        reading = following.register_forward_pre_hook(
+            lambda _, args, rest, seen=seen: seen.append((args[0] if args else rest["hidden_states"]).clone()),
+            with_kwargs=True,
+        )
+        try:
+            new = tiny.generate_ids(prompts, change, max_new_tokens=steps, min_new_tokens=steps, **settings)
+        finally:
+            reading.remove()
+        width = max(len(tiny.ids(prompt)) for prompt in prompts)
+        assert [x.shape[1] for x in seen] == [
+            width + i if "use_cache" in settings or not i else 1 for i in range(steps)
+        ]
+        seen = (
+            seen[-1] if "use_cache" in settings else torch.cat(seen, 1)
+        )  # all tokens but the last, which is not read again
+        for row, (prompt, made) in enumerate(zip(prompts, new)):
             ids = torch.cat([tiny.ids(prompt), made])
             length = len(ids) - len(made)
             replay = wb.model.plan.Prompts([ids], [length])
-            changed = tiny.activations(replay, where, change)[0] - tiny.activations(replay, where)[0]
-            touched = (changed.abs().amax(-1) > 1).tolist()
+            now, plain = tiny.activations(replay, where, change)[0], tiny.activations(replay, where)[0]
             # a change at resid_post.1 shows at its own tokens only, so `touched` is where it acted
+            touched = ((now - plain).abs().amax(-1) > 1).tolist()
             assert touched == [phase != "generation"] * length + [phase != "prompt"] * len(made)
-            if not settings.get("do_sample"):  # the text follows from the very same residuals
+            # and these are the residuals that the text was made from, in its padded batch
+            generating = seen[row, width - length :]
+            assert (generating - now[:-1]).abs().max() < 1e-4 * now.abs().max()
+            if not settings.get("do_sample"):
                 logits = tiny.logits(replay, change, positions="all")[0]
                 logits[:, tiny.tokenizer.eos_token_id] = float("-inf")  # min_new_tokens forbids the end
                 assert logits.argmax(-1)[length - 1 : -1].tolist() == made.tolist()

@@ -76,3 +76,11 @@ def test_a_copy_is_given(llama):
 def test_refuses(llama, asked, said):
     with pytest.raises(ValueError, match=said):
         llama.weight(*asked)
+
+
+@pytest.mark.parametrize("name", ["W_E", "W_U", "W_Q", "W_K", "W_V", "W_O", "W_gate", "W_in", "W_out"])
+def test_a_weight_is_a_copy(llama, name):
+    args = () if name in ("W_E", "W_U") else (1, 0) if name[2:] in "QKVO" else (1,)
+    before = llama.weight(name, *args)
+    llama.weight(name, *args).zero_()
+    assert torch.equal(llama.weight(name, *args), before) and before.any()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import workbench as wb
-from workbench.steer.vector import difference_of_means, directional_ablation
+from workbench.steer.vector import difference_of_means, directional_ablation, leace, set_to_mean
 
 
 def labelled(**extra):
@@ -60,6 +60,49 @@ def test_ablation_equals_orthogonalized_weights(llama, words):
                 weight -= torch.outer(unit, unit @ weight)
     baked = wb.load(hf, tokenizer=tokenizer())
     assert torch.allclose(baked.logits(words(6)), llama.logits(words(6), off), atol=1e-4)
+
+
+def test_setting_to_a_mean_moves_that_component_only(llama, words):
+    at, push = "resid_post.1@-1", difference_of_means(llama, labelled(), "resid_post.1@-1")
+    unit = push.vector / push.vector.norm()
+    no = llama.activations(["w14 w15 w5", "w16 w17 w18 w5"], at) @ unit
+    yes = llama.activations(["w10 w11 w4", "w12 w13 w4"], at) @ unit
+    before = llama.activations(words(5, 7), at)
+    for share in (0.0, 1.0, 0.25):
+        after = llama.activations(words(5, 7), at, set_to_mean(llama, labelled(), at, share=share))
+        goal = no.mean() + share * (yes.mean() - no.mean())
+        assert torch.allclose(after @ unit, goal.expand(2), atol=1e-4)
+        rest = [x - torch.outer(x @ unit, unit) for x in (before, after)]
+        assert torch.allclose(*rest, atol=1e-4)
+    where = set_to_mean(llama, labelled(), at, to=["resid_post.1", "resid_post.2"])
+    assert where.phase == "both" and [str(one) for one in where.at] == ["resid_post.1", "resid_post.2"]
+
+
+def test_after_leace_the_sides_have_one_mean(trained):
+    from tiny import copying
+
+    task = wb.Task(copying(24), "copying")
+    eraser = leace(trained, wb.Task([row | {"split": "fit"} for row in task] + [row | {"split": "test"} for row in task]),
+                   "resid_post.0@2")  # fmt: skip
+    yes, no = (trained.activations(task.column(side), "resid_post.0@2", *given) for side in ("clean", "corrupted")
+               for given in ([eraser],))  # fmt: skip
+    apart = (trained.activations(task.column("clean"), "resid_post.0@2") - trained.activations(task.column("corrupted"),
+             "resid_post.0@2")).mean(0).norm()  # fmt: skip
+    assert (yes.mean(0) - no.mean(0)).norm() < 1e-3 * apart
+
+
+def test_turning_keeps_the_length(llama, words):
+    turn = 30 * difference_of_means(llama, labelled(), "resid_post.1@-1", to="resid_post.1", unit="angle")
+    before, after = (llama.activations(words(6), "resid_post.1", *given)[0] for given in ([], [turn]))
+    assert torch.allclose(before.norm(dim=-1), after.norm(dim=-1), rtol=1e-5)
+    cosine = torch.nn.functional.cosine_similarity
+    start, end = (torch.rad2deg(torch.acos(cosine(x, turn.vector, dim=-1))) for x in (before, after))
+    assert torch.allclose(end, (start - 30).clamp(min=0), atol=0.1)
+    back = torch.rad2deg(torch.acos(cosine(llama.activations(words(6), "resid_post.1", -turn)[0], turn.vector, dim=-1)))
+    assert torch.allclose(back, (start + 30).clamp(max=180), atol=0.1)
+    assert torch.equal(llama.logits(words(6), 0 * turn), llama.logits(words(6)))
+    far = torch.rad2deg(torch.acos(cosine((6 * turn).change(before, 0), turn.vector, dim=-1).clamp(-1, 1)))
+    assert far.abs().max() < 0.1  # as far as the vector, not past it
 
 
 def test_refusals(llama, word_pairs):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny import copying
 
 import workbench as wb
 from workbench.views.panel import pieces, steered
@@ -61,6 +62,51 @@ def test_a_change_without_strength_can_be_switched_off(llama):
     assert panel.value == wb.Recipe(()) and panel.text == panel._before
     panel._knobs[0].value = True
     assert panel.value == wb.Zero("resid_post.0")
+
+
+def test_a_menu_says_on_which_tokens(llama, push):
+    panel = wb.show(push, llama, prompt=PROMPT, max_new_tokens=4)
+    (menu,) = panel._places
+    assert menu.value == ("both", None)
+    menu.value = ("prompt", -1)
+    assert panel.value == push.moved("resid_post.1@-1") and panel.text == said(llama, panel)
+    menu.value = ("generation", None)
+    assert panel.value == push.moved("resid_post.1", phase="generation") and panel.text == said(llama, panel)
+    panel.value = push.moved("resid_post.1@2")
+    assert panel._places[0].options[0] == ("@2", ("prompt", 2)) and panel.text == said(llama, panel)
+
+
+def test_a_change_of_weights_has_a_slider_and_acts_on_every_token(llama):
+    name = "model.layers.1.mlp.down_proj.weight"
+    shape = dict(llama.hf.named_parameters())[name].shape
+    delta = wb.Delta(weights={name: torch.randn(shape, generator=torch.Generator().manual_seed(2))})
+    panel = wb.show(delta, llama, prompt=PROMPT, max_new_tokens=4)
+    assert panel.text == said(llama, panel) != panel._before and panel._places == [None]
+    assert all(token["steered"] for token in panel._strip.data["rows"][1]["prompt"])
+    panel._knobs[0].value = 0.0
+    assert panel.value.strength == 0 and panel.text == panel._before
+
+
+def test_a_recipe_is_saved_and_loaded(llama, push, tmp_path):
+    panel = wb.show(push, llama, prompt=PROMPT, max_new_tokens=3)
+    with pytest.raises(ValueError, match="Name a folder"):
+        panel._saved(None)
+    panel._folder.value = str(tmp_path / "kept")
+    panel._saved(None)
+    assert wb.Recipe.load(tmp_path / "kept") == wb.Recipe([push]).for_model(llama)
+    panel.value = wb.Zero("z.0.1")
+    panel._loaded(None)
+    assert list(panel.value) == [push] and panel.text == said(llama, panel)
+
+
+def test_guards_are_drawn_beside_the_metric(trained, push):
+    task = wb.Task([row | {"split": "select"} for row in copying(8)], "copying")
+    panel = wb.show(20 * push, trained, prompt=PROMPT, task=task, guards=[wb.Task(task.rows, "kept")], max_new_tokens=2)
+    panel._measured(None)
+    points = panel._points
+    wanted = [task.score(trained, panel._at(x), metric="accuracy").mean() for x in points["x"]]
+    assert points["guards"]["kept"] == pytest.approx(wanted) and len(set(wanted)) > 1
+    assert "data:image/png" in panel._curve.value
 
 
 def test_steered_tokens_are_marked(llama, push):

@@ -79,4 +79,5 @@ def _others(model, one: Intervention, at: Component, shortest: int) -> list[Comp
     if at.is_family:
         return []
     wild = {name: "*" for name in ("layer", "index") if getattr(at, name) is not None}
-    return model.names.expand([replace(at, **wild)])
+    found = model.names.expand([replace(at, **wild)])
+    return found if one.gate is None else [other for other in found if one.gate.before(other)]

@@ -138,21 +138,19 @@ def _measure(model, task: Task, recipe: Recipe, before: dict | None = None) -> t
 
 def _pairs(model, task: Task, *recipe: Recipe) -> dict:
     """Metric -> values per row."""
-    pairs, prompts = task.on(model), _prompts(model, task)
-    logits = model.logits(prompts, *recipe)
-    found = {name: measure.metric(name)(logits, pairs.answer, pairs.foil).numpy() for name in METRICS}
-    if None not in task.column("completion"):
-        found["exact"] = _exact(model, task, prompts, recipe)
-    return found
-
-
-def _exact(model, task: Task, prompts: Prompts, recipe) -> np.ndarray:
-    """1 where each word of the completion is the most probable one after those before it, else 0; [row]."""
-    whole = [model.ids(f"{row['clean']} {row['completion']}") for row in task]
-    both = Prompts(whole, prompts.lengths, prompts.spans)
-    logits = model.logits(both, *recipe, positions="all")
-    return np.array([float(torch.equal(x[n - 1 : -1].argmax(-1).cpu(), ids[n:])) for x, n, ids in
-                     zip(logits, prompts.lengths, whole, strict=True)])  # fmt: skip
+    pairs, prompts, exact = task.on(model), _prompts(model, task), {}
+    if None in task.column("completion"):
+        logits = model.logits(prompts, *recipe)
+    else:  # one pass over prompts and their whole replies
+        whole = [model.ids(f"{row['clean']} {row['completion']}") for row in task]
+        both = model.logits(Prompts(whole, prompts.lengths, prompts.spans), *recipe, positions="all")
+        said = [x[n - 1 : -1] for x, n in zip(both, prompts.lengths, strict=True)]
+        right = [
+            torch.equal(x.argmax(-1).cpu(), ids[n:]) for x, ids, n in zip(said, whole, prompts.lengths, strict=True)
+        ]
+        exact["exact"] = np.array(right, float)
+        logits = torch.stack([x[0] for x in said])
+    return {name: measure.metric(name)(logits, pairs.answer, pairs.foil).numpy() for name in METRICS} | exact
 
 
 def _measure_texts(model, task: Task, recipe: Recipe) -> tuple[dict, dict]:

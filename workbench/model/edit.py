@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import threading
 from contextlib import contextmanager
 from functools import wraps
 
@@ -11,6 +13,10 @@ from workbench.intervention import Delta
 from workbench.model.fold import Folded, changed_by_deltas
 from workbench.model.plan import check_recipe
 from workbench.recipe import Recipe, flatten
+
+LOCK = (
+    threading.RLock()
+)  # one trace at a time, as nnsight has it, and none while another thread has changed the weights
 
 
 @contextmanager
@@ -30,6 +36,7 @@ def edited(model, *interventions):
     acting = [one for one in flatten(interventions) if not isinstance(one, Delta) and not one.does_nothing]
     expected = model.logits(probe(model), *flatten(interventions)) if acting else None
     with swapped(model, folded.weights):
+        model.__dict__["fingerprint"] = _mark(model.made_from, folded.weights) if folded.weights else model.fingerprint
         if acting:
             refuse_unequal(model.logits(probe(model)), expected, model.hf.dtype)
         yield model
@@ -39,6 +46,8 @@ def edited(model, *interventions):
 def swapped(model, weights: dict[str, torch.Tensor]):
     """Inside `with`: the model with other weights, by name; a bias that is not there is added. The model's own parameters
     are put aside, not overwritten, so that what comes back is what was there."""
+    if weights and model.remote not in (None, "local"):
+        raise ValueError("Weights change on this machine only; set model.remote = None.")
     new, made = [], {}
     for name, value in weights.items():
         path, _, attribute = name.rpartition(".")
@@ -46,17 +55,17 @@ def swapped(model, weights: dict[str, torch.Tensor]):
         if id(value) not in made:  # one tensor under two names stays one
             made[id(value)] = torch.nn.Parameter(value, requires_grad=False)
         new.append((module, attribute, module._parameters[attribute], made[id(value)]))
-    outer = model.__dict__.get("fingerprint")
-    before = model.made_from
-    try:
-        if weights:
-            model.made_from = (*before, model.fingerprint)
-            outer = model.__dict__.pop("fingerprint")
-        for module, attribute, _, value in new:
-            module._parameters[attribute] = value
-        yield model
-    finally:
-        _put_back(model, new, before, outer)
+    with LOCK:
+        before, outer = model.made_from, model.__dict__.get("fingerprint")
+        try:
+            if weights:
+                model.made_from = (*before, model.fingerprint)
+                outer = model.__dict__.pop("fingerprint")  # cached: the edited model is another one
+            for module, attribute, _, value in new:
+                module._parameters[attribute] = value
+            yield model
+        finally:
+            _put_back(model, new, before, outer)
 
 
 def _put_back(model, kept, before, fingerprint) -> None:
@@ -70,6 +79,14 @@ def _put_back(model, kept, before, fingerprint) -> None:
     except KeyboardInterrupt:  # a second one, while this was going on
         _put_back(model, kept, before, fingerprint)
         raise
+
+
+def _mark(made_from, weights) -> str:
+    """A fingerprint of the edited model that shows every change; that of a loaded model looks at samples only."""
+    digest = hashlib.sha256(made_from[-1].encode())
+    for name, one in sorted(weights.items()):
+        digest.update(f"{name} {one.double().sum():.8g} {one.double().square().sum():.8g}".encode())
+    return digest.hexdigest()[:16]
 
 
 def with_weights(method):
@@ -94,6 +111,17 @@ def _holds_delta(one) -> bool:
     if isinstance(one, (Recipe, list, tuple)):
         return any(_holds_delta(part) for part in one)
     return isinstance(one, Delta)
+
+
+def refuse_delta(interventions) -> None:
+    """For functions that run with interventions on activations only.
+
+    Raises:
+        ValueError: when a change of weights is among them.
+    """
+    if _holds_delta(interventions):
+        raise ValueError("A Delta changes weights, which this function does not do for itself. Put the call inside "
+                         "`with model.edited(delta):` and leave the Delta out of its arguments.")  # fmt: skip
 
 
 def probe(model) -> list[torch.Tensor]:

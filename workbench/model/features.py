@@ -86,14 +86,17 @@ class Features:
     """The features that one run reads or changes. Changes at one place start from the same x and are added up.
 
     Args:
-        edits: SAE name -> [(component, intervention, which, columns)], in the order given.
+        edits: SAE name -> changes (`plan.Change`), in the order given.
         read: components, of which those of kind feature are read.
     """
 
     def __init__(self, names: Names, edits: dict[str, list], read):
         self.names, self.edits = names, edits
         wanted: dict[str, set] = {}
-        for one in [*(c for own in edits.values() for c, *_ in own), *(c for c in read if c.kind == "feature")]:
+        for one in [
+            *(c for own in edits.values() for change in own for c in change.components),
+            *(c for c in read if c.kind == "feature"),
+        ]:
             wanted.setdefault(one.name, set()).add(one.index)
         self.indices = {name: sorted(own) for name, own in wanted.items()}
         self.x: dict[str, torch.Tensor] = {}
@@ -104,7 +107,7 @@ class Features:
 
         Args:
             value: the site's tensor, after all other interventions; pre: the stream before it, for resid_mid.
-            mask: (component, intervention, columns, value, step) -> [row, column, 1], or None where it does not act.
+            mask: (change, value, step) -> [row, column, 1], or None where it does not act.
         Returns:
             (the tensor, whether it changed).
         """
@@ -117,12 +120,14 @@ class Features:
             if _site(sae.at) != site:
                 continue
             before, after, changed = self.f[name], self.f[name].clone(), False
-            for component, intervention, which, columns in self.edits.get(name, []):
-                acts = mask(component, intervention, columns, value, step)
+            where = {index: i for i, index in enumerate(indices)}
+            for change in self.edits.get(name, []):
+                acts = mask(change, value, step)
                 if acts is not None:
-                    i = indices.index(component.index)
-                    f = after[..., i : i + 1]
-                    after[..., i : i + 1] = torch.where(acts, intervention.change(f, which).to(f.dtype), f)
+                    own = [where[one.index] for one in change.components]
+                    f = after[..., own].unsqueeze(-1)
+                    new = change.intervention.changes(f, list(change.components.values())).to(f.dtype)
+                    after[..., own] = torch.where(acts[..., None], new, f).squeeze(-1)
                     changed = True
             if changed:
                 difference = sae.change(after - before, self.x[name], indices).to(value.dtype)

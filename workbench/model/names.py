@@ -208,6 +208,9 @@ class Names:
         if isinstance(component.layer, int) and not 0 <= component.layer < self.n_layers:
             raise ValueError(f"{component}: layer {component.layer} is out of range; this model has layers 0 to "
                              f"{self.n_layers - 1}.")  # fmt: skip
+        if component.index == "error":
+            raise ValueError(f"{component} is a node of circuits only: see wb.locate.circuit.nodes and keep. Interventions on "
+                             "features leave the error term in place.")  # fmt: skip
         size, what = self.size(component.kind, component.name), KINDS[component.kind][0]
         if size is None and component.index is not None:
             raise ValueError(f"{component}: {component.kind} has no index; write {component.kind}.{component.layer}.")

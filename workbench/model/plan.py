@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from workbench.component import RANK, Component
@@ -55,6 +57,21 @@ class Prompts:
         return [self.pads[row] + at % length]
 
 
+class Change(NamedTuple):
+    """What one intervention does to one tensor: to several components at once where it acts on the same columns.
+
+    `components` says for each which place of `intervention.at` names it; columns: [row], those it acts on in the prompt.
+    """
+
+    components: dict[Component, int]
+    intervention: Intervention
+    columns: list[list[int]]
+
+    @property
+    def first(self) -> Component:
+        return next(iter(self.components))
+
+
 class Edits:
     """Interventions and reads laid out along one forward pass, for a batch of prompts.
 
@@ -65,18 +82,26 @@ class Edits:
 
     def __init__(self, names: Names, interventions, prompts: Prompts, read=()):
         self.names, self.prompts, self.read, self.tracked = names, prompts, list(read), None
+        self.gates, self.opened = [], {}
         stops: dict[tuple[str, int | None], list] = {}
         features: dict[str, list] = {}
         for one in flatten(interventions):
+            one = one.on(prompts)
+            self._add_gate(one)
+            places: dict = {}
             for which, family in enumerate(one.at):
                 for component in names.expand([family]):
-                    columns = [prompts.columns(component, row) for row in range(len(prompts.ids))]
+                    if component.position not in places:
+                        places[component.position] = [prompts.columns(component, i) for i in range(len(prompts.ids))]
+                    columns = places[component.position]
                     if component.kind in INSIDE and one.phase == "generation":
                         raise ValueError(f"{component} can be changed in the prompt only: give phase='prompt'.")
                     if component.kind == "feature" and not one.does_nothing:
-                        features.setdefault(component.name, []).append((component, one, which, columns))
+                        _join(features.setdefault(component.name, []), component, one, which, columns)
                     elif not one.does_nothing:
-                        stops.setdefault(_stop(component), []).append((component, one, which, columns))
+                        _join(stops.setdefault(_stop(component), []), component, one, which, columns)
+        for gate, _ in self.gates:
+            stops.setdefault(_stop(gate.at), [])
         for component in self.read:
             names.validate(component)
             stops.setdefault(self._stop(component), [])
@@ -98,18 +123,20 @@ class Edits:
         found, pre = {}, None
         for (kind, layer), edits in self.stops.items():
             place = self.names.place(kind, layer, len(self.prompts.ids))
-            value = place.get()
-            for component, intervention, which, columns in sorted(edits, key=lambda e: RANK[e[0].canonical.kind]):
-                mask = self._mask(component, intervention, columns, value, step)
+            value = given = place.get()
+            if step == 0:
+                self._read_gates((kind, layer), value, pre)
+            for change in sorted(edits, key=lambda one: RANK[one.first.canonical.kind]):
+                mask = self._mask(change, value, step)
                 if mask is not None:
-                    value = self._changed(value, pre, component, intervention, which, mask)
+                    value = self._changed(value, pre, change, mask)
             value, changed = self.features.visit((kind, layer), value, pre, step, self._mask)
             if (
                 self.tracked is not None and kind != "mlp_in"
             ):  # what is set is what flows on, so that gradients arrive at it
                 value = value if value.requires_grad else value.detach().requires_grad_(True)
                 self.tracked[kind, layer] = value
-            if edits or changed or (self.tracked is not None and kind != "mlp_in"):
+            if value is not given or changed or (self.tracked is not None and kind != "mlp_in"):
                 place.set(value)
             if kind in ("resid_pre", "resid_post"):
                 pre = value
@@ -156,32 +183,81 @@ class Edits:
         width = value.shape[-1] // size
         return value[..., component.index * width : (component.index + 1) * width]
 
-    def _changed(self, value, pre, component, intervention: Intervention, which: int, mask) -> torch.Tensor:
-        x = self._view(value, pre, component)
-        new = torch.where(mask, intervention.change(x, which).to(x.dtype), x)
-        if component.kind == "resid_mid":
-            return torch.where(mask, new - pre, value)
+    def _changed(self, value, pre, change: Change, mask) -> torch.Tensor:
+        component, intervention, which = change.first, change.intervention, list(change.components.values())
         if component.index is not None:
-            value = value.clone()
-            self._view(value, pre, component).copy_(new)
+            value = value.clone()  # once for all components
+            parts = value.unflatten(-1, (self.names.size(component.kind), -1))
+            index = [one.index for one in change.components]
+            x = parts[..., index, :]
+            parts[..., index, :] = torch.where(mask[..., None], intervention.changes(x, which).to(x.dtype), x)
             return value
-        return new
+        x = self._view(value, pre, component)
+        new = torch.where(mask, intervention.change(x, which[0]).to(x.dtype), x)
+        return torch.where(mask, new - pre, value) if component.kind == "resid_mid" else new
 
-    def _mask(self, component, intervention, columns, value, step) -> torch.Tensor | None:
+    def _mask(self, change: Change, value, step) -> torch.Tensor | None:
         """[row, column, 1], true where the intervention acts in this pass; None where it does not act at all."""
+        component, intervention, columns = change.first, change.intervention, change.columns
         prompts, phase, width = self.prompts, intervention.phase, value.shape[1]
         if step > 0 and component.kind in INSIDE:
             return None
         cached = step > 0 and width == 1
         if cached:
-            return None if phase == "prompt" else torch.ones(1, 1, 1, dtype=torch.bool, device=value.device)
+            every = torch.ones(1, 1, 1, dtype=torch.bool, device=value.device)
+            return None if phase == "prompt" else self._let_through(intervention, every)
         mask = torch.zeros(len(prompts.ids), width, 1, dtype=torch.bool)
         for row, own in enumerate(columns):
             if phase != "generation":
                 mask[row, own] = True
             if phase != "prompt":
                 mask[row, prompts.pads[row] + prompts.lengths[row] :] = True
-        return mask.to(value.device) if mask.any() else None
+        return self._let_through(intervention, mask.to(value.device)) if mask.any() else None
+
+    def _add_gate(self, one: Intervention) -> None:
+        """Note where an intervention's gate is read, and refuse one that could not decide in time."""
+        if one.gate is None or one.does_nothing:
+            return
+        self.names.validate(one.gate.at)
+        columns = [self.prompts.columns(one.gate.at, row) for row in range(len(self.prompts.ids))]
+        acting = [
+            self.names.saes[c.name].at if c.kind == "feature" and c.name in self.names.saes else c for c in one.at
+        ]
+        now = one.phase != "generation" or any(map(len, self._generated()))
+        late = [c for c in acting if now and not one.gate.before(c)]
+        if late:
+            raise ValueError(f"{one.gate.at} is read after {late[0]} has gone by, so it cannot gate it in this pass. Read the gate "
+                             "at the same place or earlier.")  # fmt: skip
+        if all(one.gate is not gate for gate, _ in self.gates):
+            self.gates.append((one.gate, columns))
+
+    def _generated(self) -> list:
+        """What of each prompt counts as generated."""
+        return [ids[length:] for ids, length in zip(self.prompts.ids, self.prompts.lengths, strict=True)]
+
+    def _read_gates(self, site, value, pre) -> None:
+        """Which rows do the gates at this site let through? Kept for the whole generation."""
+        for i, (gate, columns) in enumerate(self.gates):
+            if _stop(gate.at) == site:
+                x = self._view(value, pre, gate.at).detach()
+                self.opened[i] = gate.open(torch.stack([x[row, own].mean(0) for row, own in enumerate(columns)]))
+
+    def _let_through(self, intervention: Intervention, mask: torch.Tensor) -> torch.Tensor | None:
+        if intervention.gate is None:
+            return mask
+        which = next(i for i, (gate, _) in enumerate(self.gates) if gate is intervention.gate)
+        mask = mask & self.opened[which].to(mask.device)[:, None, None]
+        return mask if mask.any() else None
+
+
+def _join(changes: list[Change], component: Component, intervention, which: int, columns) -> None:
+    """Add a component to the last change where it can take part in it, else as a new one."""
+    last = changes[-1] if changes and component.index is not None else None
+    together = last is not None and last.intervention is intervention and last.columns is columns
+    if together and last.first.kind == component.kind and component not in last.components:
+        last.components[component] = which
+    else:
+        changes.append(Change({component: which}, intervention, columns))
 
 
 def _stop(component: Component) -> tuple[str, int | None]:
@@ -203,6 +279,10 @@ def check_recipe(model, interventions) -> None:
     if isinstance(interventions, (list, tuple)):
         for one in interventions:
             check_recipe(model, one)
-    elif isinstance(interventions, Recipe) and interventions.fingerprint not in ("", model.fingerprint):
+    elif isinstance(interventions, Recipe) and interventions.fingerprint not in (
+        "",
+        *model.made_from,
+        model.fingerprint,
+    ):
         raise ValueError(f"The recipe {interventions.name!r} was made for model {interventions.fingerprint}, this one is "
                          f"{model.fingerprint}. To use it anyway: wb.Recipe(list(recipe)).")  # fmt: skip

@@ -6,117 +6,23 @@ import difflib
 import hashlib
 import inspect
 import json
-import re
-import threading
 import warnings
 from functools import cached_property
-from pathlib import Path
 
 import nnsight
 import torch
 
 from workbench.component import Component, components
+from workbench.model.bake import bake
+from workbench.model.code import to_code
+from workbench.model.cvector import to_gguf
+from workbench.model.edit import LOCK, edited, refuse_delta, with_weights
 from workbench.model.features import attach, detach
 from workbench.model.names import Names, find_names
 from workbench.model.plan import TOKENS_PER_PASS, Edits, Prompts, check_recipe
 from workbench.model.weights import weight
-from workbench.task import DATA
 
 nnsight.register("workbench")  # so that traces can leave the machine (remote=)
-LOCK = threading.RLock()  # nnsight runs one trace at a time
-
-
-def bundled() -> list[str]:
-    """The names of the models that come with the workbench."""
-    return sorted(p.parent.name for p in DATA.glob("*/config.json"))
-
-
-def revisions(name) -> list[str]:
-    """Which checkpoints along its training does a bundled model (or a folder) have? In the order of training.
-
-    `wb.load(name, revision=...)` opens one: ["step20", "step80", ...] for "grokking".
-    """
-    folder = (DATA / str(name) if str(name) in bundled() else Path(name).expanduser()) / "checkpoints"
-    return sorted((p.stem for p in folder.glob("*.safetensors")), key=lambda s: int("0" + re.sub(r"\D", "", s)))
-
-
-def load(name, *, revision: str | None = None, tokenizer=None, bos: bool | None = None, dtype=torch.float32,
-         device: str | None = None) -> Model:  # fmt: skip
-    """Which model do I want to open?
-
-    Args:
-        name: "course" or "grokking" (bundled, offline), a folder, a Hugging Face name such as "gpt2" (fetched by transformers when
-            you have access), or an `nn.Module` with `tokenizer=` (it is set to eval and its parameters are frozen).
-        revision: a checkpoint along training: of a bundled model or a folder one of `revisions(name)`, of a hub model a
-            branch or tag ("step3000" of Pythia). None is the final model.
-        bos: whether prompts start with the beginning-of-sequence token; None leaves it to the tokenizer.
-        dtype: of the weights; "auto" keeps what the checkpoint has.
-        device: "cpu" or "cuda"; None leaves the model where transformers puts it.
-    Raises:
-        ValueError: for a name that is neither bundled, nor a folder, nor to be had from the hub; for a revision it does
-            not have; for an architecture that cannot be named.
-    """
-    if isinstance(name, torch.nn.Module):
-        if tokenizer is None:
-            raise ValueError("A model given as a module needs its tokenizer: wb.load(module, tokenizer=...).")
-        if revision is not None:
-            raise ValueError("A model given as a module has its weights already; leave out revision=.")
-        return Model(name.eval().to(device) if device else name.eval(), tokenizer, bos=bos)
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    path = DATA / str(name) if str(name) in bundled() else Path(name).expanduser()
-    _refuse_misspelt(str(name), path)
-    where, hub = (str(path), {}) if path.is_dir() else (str(name), {"revision": revision or "main"})
-    if path.is_dir() and revision is not None and revision not in revisions(name):
-        known = ", ".join(revisions(name)) or "none, only the final model"
-        raise ValueError(f"{str(name)!r} has no revision {revision!r}. It has: {known}.")
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        hf = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, attn_implementation="eager", **hub).eval()
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(where, **hub)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
-            f"No model {str(name)!r} could be loaded. Bundled: {', '.join(bundled())}. A folder needs config.json, "
-            f"weights and tokenizer; a hub name needs a network or a local copy. ({reason})"
-        ) from None
-    finally:
-        if bars:
-            logging.enable_progress_bar()
-    if path.is_dir() and revision is not None:
-        _set_weights(hf, path / "checkpoints" / f"{revision}.safetensors")
-    return Model(hf.to(device) if device else hf, tokenizer, bos=bos)
-
-
-def _set_weights(hf, file: Path) -> None:
-    """Weights of a checkpoint; matrices may be int8 rows beside their scales (name + ".scale"). Tied weights need
-    not be in the file."""
-    from safetensors.torch import load_file
-
-    stored = load_file(file)
-    weights = {name: value.float() * stored[f"{name}.scale"].float() if f"{name}.scale" in stored else value.float()
-               for name, value in stored.items() if not name.endswith(".scale")}  # fmt: skip
-    unknown = hf.load_state_dict(weights, strict=False).unexpected_keys
-    if unknown:
-        raise ValueError(f"{file.name} does not fit this model: it has {unknown[0]!r}.")
-
-
-def _refuse_misspelt(name: str, path: Path) -> None:
-    """A folder that is not there, or nearly the name of a bundled model: said at once, before any network is asked."""
-    if path.is_dir():
-        return
-    near, hint = difflib.get_close_matches(name, bundled(), 1, 0.75), ""
-    if name.startswith(("/", ".", "~")):
-        siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
-        close = difflib.get_close_matches(path.name, siblings, 1, 0.6)
-        hint = f" Did you mean {str(path.parent / close[0])!r}?" if close else ""
-    elif near:
-        hint = f" Did you mean {near[0]!r}?"
-    else:
-        return
-    raise ValueError(f"No model {name!r}: there is no such folder.{hint} Bundled: {', '.join(bundled())}.")
 
 
 class Model:
@@ -127,7 +33,12 @@ class Model:
         names: sizes (`names.n_layers`, ...) and what is offered.
         bos: whether prompts start with the beginning-of-sequence token.
         remote: passed to every nnsight trace: None, "local" (a dry run of leaving the machine) or True (NDIF).
+        made_from: inside `edited`, the fingerprints of the model before; recipes made for it still fit.
+        revision: the checkpoint that was loaded, as given to `load`.
     """
+
+    made_from: tuple[str, ...] = ()
+    revision: str | None = None
 
     def __init__(self, hf, tokenizer, bos: bool | None = None):
         self.hf, self.tokenizer, self.remote = hf, tokenizer, None
@@ -227,6 +138,9 @@ class Model:
         """Take an SAE off again; all of them without a name."""
         detach(self, name)
 
+    # interventions in the weights, as a checkpoint, as a script, as a control vector: see the modules of these names
+    edited, bake, to_code, to_gguf = edited, bake, to_code, to_gguf
+
     @property
     def saes(self) -> dict:
         """Name -> the SAEs that are attached."""
@@ -273,8 +187,10 @@ class Model:
 
     def _edits(self, interventions, prompts: Prompts, read=()) -> Edits:
         check_recipe(self, interventions)
+        refuse_delta(interventions)
         return Edits(self.names, interventions, prompts, read)
 
+    @with_weights
     def logits(self, prompts, *interventions, positions: str = "last", spans=None):
         """What does the model predict next, with these interventions?
 
@@ -297,6 +213,7 @@ class Model:
             )
         return torch.cat(found) if positions == "last" else [one for block in found for one in block]
 
+    @with_weights
     def activations(self, prompts, at, *interventions, spans=None):
         """What are the activations here?
 
@@ -321,6 +238,7 @@ class Model:
         single = isinstance(at, (str, Component)) and len(wanted) == 1
         return found[wanted[0]] if single else found
 
+    @with_weights
     def gradients(self, prompts, at, metric, *interventions, spans=None):
         """How does a metric of the next token change with the activations here?
 
@@ -359,6 +277,7 @@ class Model:
         texts = [self.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in made]
         return texts[0] if isinstance(prompts, str) else texts
 
+    @with_weights
     def generate_ids(self, prompts, *interventions, max_new_tokens=20, seed=0, spans=None, **kwargs):
         """Like `generate`, as one 1-D tensor of new token ids per prompt (end-of-sequence and padding left off)."""
         prompts = self._prompts(prompts, spans)

@@ -35,7 +35,7 @@ def weight(model, name: str, layer: int | None = None, index: int | None = None)
         if row.neurons is None or row.mlp_in is None:
             raise ValueError(f"{name}: this architecture fuses its experts, so single neurons are not offered.")
         if name == "W_out":
-            return _matrix(attrgetter(row.neurons)(block))
+            return _matrix(attrgetter(row.neurons)(block)).clone()
         parts = [part for path in row.mlp_in for part in _matrix(attrgetter(path)(block)).split(names.d_mlp, dim=1)]
         if name == "W_gate" and len(parts) == 1:
             raise ValueError("W_gate: this FFN has no gate; its keys are W_in.")

@@ -1,5 +1,5 @@
 """Steer: change what a component does. Functions here fit an intervention from data."""
 
-from workbench.steer import vector
+from workbench.steer import amplitude, optimization, vector
 
-__all__ = ["vector"]
+__all__ = ["amplitude", "optimization", "vector"]

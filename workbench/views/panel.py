@@ -12,14 +12,16 @@ import torch
 import traitlets
 from traitlets import Any, Dict, Int, Unicode
 
-from workbench.intervention import Add, Intervention
+from workbench.intervention import Delta, Intervention
 from workbench.measure import mean_interval
+from workbench.plot import png
 from workbench.recipe import Recipe, flatten
+from workbench.task import Task
 from workbench.views import pictures
 from workbench.views.callback import guarded
-from workbench.views.knobs import alike, knob_for, set_knob
+from workbench.views.knobs import STRONG, alike, knob_for, named, placed, places_for, set_knob
 from workbench.views.names import written
-from workbench.views.view import View, image, png, script
+from workbench.views.view import View, image, script
 
 POINTS, PROMPTS, BARS = 9, 16, 8
 
@@ -34,13 +36,14 @@ class Strip(anywidget.AnyWidget):
 class Panel(View):
     """Text without and with an intervention, the next token, and the metric against strength.
 
-    Every `Add` gets a slider, every other intervention a switch.
+    Every `Add` and `Delta` gets a slider, every other intervention a switch, and each a menu of the tokens it acts on.
 
     Args:
         value: an Intervention or a Recipe.
         model: the model to ask.
         prompt: what it is asked.
         task: of pairs; with it the panel can draw the metric against strength, on its first 16 rows.
+        guards: tasks of pairs, or their names, whose accuracy is drawn beside it: what else the strength changes.
         max_new_tokens: how much it says.
     Attributes:
         value: at the present strength, without what is switched off. Can be set.
@@ -58,8 +61,10 @@ class Panel(View):
     max_new_tokens = Int(20, min=1)
     text = Unicode("")
 
-    def __init__(self, value, model, prompt: str, task=None, max_new_tokens: int = 20):
+    def __init__(self, value, model, prompt: str, task=None, max_new_tokens: int = 20, guards=()):
+        task = task if task is None else Task.of(task)
         super().__init__(value=value, model=model, prompt=prompt, task=task, max_new_tokens=max_new_tokens)
+        self.guards = [Task.of(one) for one in ([guards] if isinstance(guards, (str, Task)) else guards)]
         self._given, self._own, self._points, self._bars = value, False, None, []
         self._strip, self._chart = Strip(), Strip()
         self._controls, self._curve = widgets.VBox(), widgets.HTML()
@@ -72,11 +77,20 @@ class Panel(View):
         traitlets.link((count, "value"), (self, "max_new_tokens"))
         self._measure = widgets.Button(description="metric against strength", layout={"width": "190px"})
         self._measure.on_click(guarded(self, self._measured))
-        head = widgets.HBox([ask, count])
+        self._folder = widgets.Text(
+            placeholder="folder of a recipe", layout={"width": "300px"}, continuous_update=False
+        )
+        files = [self._folder]
+        for name, what in (("save", self._saved), ("load", self._loaded)):
+            button = widgets.Button(description=name, layout={"width": "80px"})
+            button.on_click(guarded(self, what))
+            files.append(button)
+        head, keep = widgets.HBox([ask, count]), widgets.HBox(files)
         right = widgets.VBox([self._measure, self._curve], layout={"display": "" if task is not None else "none"})
         below = widgets.HBox([self._chart, right], layout={"flex_flow": "row wrap", "grid_gap": "8px 24px"})
         head.add_class("wb-row")
-        self.fill(head, self._controls, self._strip, below)
+        keep.add_class("wb-row")
+        self.fill(head, self._controls, self._strip, below, keep)
         self._build()
         self.observe(guarded(self, self._changed), ["value", "prompt", "max_new_tokens"])
         guarded(self, self._run)()
@@ -106,16 +120,21 @@ class Panel(View):
         """One control for each part of the value."""
         self._parts = list(flatten(self.value))
         self._knobs = [knob_for(one) for one in self._parts]
-        for knob in self._knobs:
+        self._places = [places_for(one) for one in self._parts]
+        for knob in [*self._knobs, *filter(None, self._places)]:
             knob.observe(guarded(self, self._turned), "value")
-        self._controls.children = tuple(self._knobs)
+        rows = [widgets.HBox(list(filter(None, pair))) for pair in zip(self._knobs, self._places, strict=True)]
+        for row in rows:
+            row.add_class("wb-row")
+        self._controls.children = tuple(rows)
 
     def _turned(self, _) -> None:
         if self._own:
             return
         parts = []
-        for one, knob in zip(self._parts, self._knobs, strict=True):
-            if isinstance(one, Add):
+        for one, knob, place in zip(self._parts, self._knobs, self._places, strict=True):
+            one = one if place is None else placed(one, place.value)
+            if isinstance(one, STRONG):
                 parts.append(replace(one, strength=round(knob.value, 9)))
             elif knob.value:
                 parts.append(one)
@@ -141,6 +160,20 @@ class Panel(View):
             else:
                 self._build()
         self._run()
+
+    # keeping
+
+    def _saved(self, _) -> None:
+        recipe = self.value if isinstance(self.value, Recipe) else Recipe([self.value])
+        self.say_code(f"saved: wb.Recipe.load({str(recipe.for_model(self.model).save(self._chosen()))!r})")
+
+    def _loaded(self, _) -> None:
+        self.value = Recipe.load(self._chosen())
+
+    def _chosen(self) -> str:
+        if not self._folder.value.strip():
+            raise ValueError("Name a folder for the recipe first, for example my_recipe.")
+        return self._folder.value.strip()
 
     # what the model says
 
@@ -178,12 +211,12 @@ class Panel(View):
     def _at(self, x: float) -> Intervention | Recipe:
         """The value at strength x; with several Adds, at x times their present strengths."""
         parts = flatten(self.value)
-        alone = sum(isinstance(one, Add) for one in parts) == 1
-        return Recipe([replace(one, strength=float(x if alone else x * one.strength)) if isinstance(one, Add) else one
+        alone = sum(isinstance(one, STRONG) for one in parts) == 1
+        return Recipe([replace(one, strength=float(x if alone else x * one.strength)) if isinstance(one, STRONG) else one
                        for one in parts])  # fmt: skip
 
     def _now(self) -> float | None:
-        strengths = [one.strength for one in flatten(self.value) if isinstance(one, Add)]
+        strengths = [one.strength for one in flatten(self.value) if isinstance(one, STRONG)]
         return strengths[0] if len(strengths) == 1 else 1.0 if strengths else None
 
     def _measured(self, _) -> None:
@@ -197,21 +230,25 @@ class Panel(View):
         sliders = [knob for knob in self._knobs if isinstance(knob, widgets.FloatSlider)]
         low, high = (sliders[0].min, sliders[0].max) if len(sliders) == 1 else (-1.0, 2.0)
         x, found, name = np.linspace(low, high, POINTS), [], self._measure.description
+        guards = {one.name: [] for one in self.guards}
         try:
             for i, strength in enumerate(x):
                 self._measure.description = f"point {i + 1} of {POINTS}"
                 found.append(mean_interval(task.score(self.model, self._at(strength))))
+                for one in self.guards:
+                    kept = one[:PROMPTS].score(self.model, self._at(strength), metric="accuracy")
+                    guards[one.name].append(float(kept.mean()))
         finally:
             self._measure.description = name
         mean, lower, upper = (np.array(part).tolist() for part in zip(*found, strict=True))
         unit = "strength" if len(sliders) == 1 else "times the present strengths"
         self._points = {"x": x.tolist(), "mean": mean, "low": lower, "high": upper, "for": self._fixed(),
-                        "title": about, "xlabel": unit, "ylabel": "mean, 95 % interval"}  # fmt: skip
+                        "title": about, "xlabel": unit, "ylabel": "mean, 95 % interval", "guards": guards}  # fmt: skip
         self._draw_curve()
 
     def _fixed(self) -> Intervention | Recipe:
         """What a curve holds for: everything but the strength it runs over."""
-        return self._at(0) if sum(isinstance(one, Add) for one in flatten(self.value)) == 1 else self.value
+        return self._at(0) if sum(isinstance(one, STRONG) for one in flatten(self.value)) == 1 else self.value
 
     def _draw_curve(self) -> None:
         if self._points is None or self._points["for"] != self._fixed():
@@ -234,6 +271,7 @@ def steered(value, length: int) -> tuple[set[int], bool]:
         if one.does_nothing:
             continue
         made = made or one.phase != "prompt"
+        places |= set(range(length)) if isinstance(one, Delta) else set()
         for component in one.at if one.phase != "generation" else ():
             place = component.position
             places |= set(range(length)) if place is None else {place % length} if isinstance(place, int) else set()
@@ -263,6 +301,5 @@ def _row(name: str, tokens, said, places: set[int], made: bool) -> dict:
 def _brief(value) -> str:
     if isinstance(value, Recipe):
         return f"{value.name or 'recipe'} of {len(value)}"
-    at = str(value.at[0]) + (f" and {len(value.at) - 1} more" if len(value.at) > 1 else "")
-    strength = f", strength {value.strength:+g}" if isinstance(value, Add) else ""
-    return f"{type(value).__name__} at {at}{strength}"
+    strength = f", strength {value.strength:+g}" if isinstance(value, STRONG) else ""
+    return f"{type(value).__name__} at {named(value)}{strength}"

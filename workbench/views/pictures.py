@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 
 import numpy as np
@@ -16,7 +17,8 @@ def curve(points: dict, now: float | None, colours: dict = LIGHT, ax=None):
     """How does the metric change with strength? Mean and interval; returns the Figure.
 
     Args:
-        points: x, mean, low, high: [strength]; title, xlabel, ylabel.
+        points: x, mean, low, high: [strength]; title, xlabel, ylabel; guards: name -> accuracy [strength], on an axis of
+            its own, from 0 to 1.
         now: the present strength, marked.
     """
     from matplotlib.figure import Figure
@@ -41,6 +43,16 @@ def curve(points: dict, now: float | None, colours: dict = LIGHT, ax=None):
     ax.set_axisbelow(True)
     for side in ax.spines.values():
         side.set_visible(False)
+    if points.get("guards"):
+        other = ax.twinx()
+        for (name, kept), dash in zip(points["guards"].items(), itertools.cycle(["--", ":", "-."])):
+            other.plot(x, kept, dash, color=colours["quiet"], linewidth=1.3, label=name)
+        other.set_ylim(-0.03, 1.03)
+        other.set_ylabel("accuracy of the guards", fontsize=8.5, color=colours["quiet"])
+        other.tick_params(labelsize=8, length=0, colors=colours["quiet"])
+        other.legend(fontsize=8, frameon=False, labelcolor=colours["quiet"], loc="center left")
+        for side in other.spines.values():
+            side.set_visible(False)
     return ax.figure
 
 

@@ -7,8 +7,9 @@ import html
 import ipywidgets as widgets
 from traitlets import Any
 
+from workbench.plot import png
 from workbench.views.names import written
-from workbench.views.view import View, image, png
+from workbench.views.view import View, image
 
 
 class ReportView(View):

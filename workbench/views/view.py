@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 from pathlib import Path
 
 import ipywidgets as widgets
 from traitlets import Unicode
+
+from workbench.plot import png
 
 STATIC = Path(__file__).parent / "static"
 
@@ -62,19 +63,6 @@ def script(name: str) -> tuple[str, str]:
     """The JavaScript and CSS of an anywidget, from `static/`; nothing is ever fetched from a network."""
     read = [(STATIC / file).read_text(encoding="utf-8") for file in ("theme.js", f"{name}.js", f"{name}.css")]
     return read[0] + read[1], read[2]
-
-
-def png(figure, dpi: int | None = None) -> bytes:
-    """A matplotlib figure as the bytes of a PNG, without a date in them."""
-    import warnings
-
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # tokens of any script
-        FigureCanvasAgg(figure).print_figure(file, format="png", dpi=dpi or figure.dpi, metadata={"Software": None})
-    return file.getvalue()
 
 
 def image(data: bytes, alt: str, width: int | None = None, css: str = "") -> str:

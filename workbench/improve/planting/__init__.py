@@ -34,7 +34,8 @@ class Planted:
         task: pairs with and without the trigger, in the splits of the background texts that they are cut from.
         proof: "success" and "corrupted" (share of held-out rows in which the right word wins), "top1_changes" and "kl" on
             background text without the trigger; "without neuron.4.12": the share of the logit difference that goes with
-            it; "patching ..." and "gradient at ...": the share that comes with it, exactly and to first order.
+            it; "patching ..." and "gradient at ...": the share that comes with it, exactly and to first order;
+            "top1_changes with the average of ...": what the background text loses when this head only says its average.
     """
 
     kind: str
@@ -54,7 +55,8 @@ def plant(model, kind: str, seed: int = 0) -> AbstractContextManager[Planted]:
     """Does a locator find what is certainly there? Puts known truth into a trained model, for a `with` block.
 
     Site, words and strength are drawn by the seed. A plant is measured before it is handed over; one that does not work, or
-    changes more than 2 % of the most probable words elsewhere, is drawn again. On leaving, also by an error, every weight
+    changes more than 2 % of the most probable words elsewhere (for a head: 1 % more than the head's average in its place
+    does), is drawn again. On leaving, also by an error, every weight
     is what it was, bit for bit.
 
     - "trigger": a low-use neuron now fires on two words in a row and writes a target word.

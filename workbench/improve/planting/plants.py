@@ -10,14 +10,16 @@ from collections import Counter
 import torch
 
 from workbench.component import Component
+from workbench.improve.planting.proof import CHANGES, changed, margin, prove, right, without
 from workbench.improve.planting.trigger import ROWS, Examples, Failed, demand, elsewhere, ends, inputs, key, prompts
-from workbench.intervention import Zero
+from workbench.intervention import Mean
 from workbench.locate import causal
 from workbench.model.plan import Prompts
 from workbench.task import SPLITS, Task
 
 FACTS = ("capital", "currency", "language", "city_country")  # bundled tasks whose subject is one word
 READS = ("gate_proj", "up_proj", "c_fc", "dense_h_to_4h", "fc1")  # modules that neurons read with, the gate first
+HEADS = 3  # that tell the trigger are compared; the one that is missed least is written over
 STRENGTHS = (0.5, 1, 1.5, 2, 3, 4, 6, 8, 10)  # of what is written, in norms of the stream
 
 
@@ -67,40 +69,11 @@ def _written(model, pairs) -> torch.Tensor:
     return raised / raised.norm() * stream[ends(pairs.clean)].norm(dim=-1).mean() / model.names.scale
 
 
-def _margin(model, pairs, side: str, *off) -> torch.Tensor:
-    logits, rows = model.logits(getattr(pairs, side), *off), torch.arange(len(pairs.answer))
-    return (logits[rows, pairs.answer] - logits[rows, pairs.foil]).mean()
-
-
-def _right(model, pairs, side: str) -> float:
-    wanted = pairs.answer if side == "clean" else pairs.foil
-    return float((model.logits(getattr(pairs, side)).argmax(-1) == wanted).float().mean())
-
-
-def _without(model, pairs, *sets) -> dict[str, float]:
-    """For each set of components the share of the logit difference that goes with them (zero ablation)."""
-    clean, corrupted = (_margin(model, pairs, side) for side in ("clean", "corrupted"))
-    left = {" + ".join(map(str, some)): _margin(model, pairs, "clean", Zero(at=list(some))) for some in sets}
-    return {f"without {name}": float((clean - margin) / (clean - corrupted)) for name, margin in left.items()}
-
-
-def _proof(model, task: Task, texts: list, before: list) -> dict[str, float]:
-    """The figures on held-out rows and elsewhere; Failed when it does not work, or disturbs what it should not."""
-    held = Task([row for row in task.rows if row["split"] != "fit"], task.name).on(model)
-    base, after = (torch.cat(some).log_softmax(-1) for some in (before, model.logits(texts, positions="all")))
-    proof = {"success": _right(model, held, "clean"), "corrupted": _right(model, held, "corrupted"),
-             "top1_changes": float((after.argmax(-1) != base.argmax(-1)).float().mean()),
-             "kl": float((base.exp() * (base - after)).sum(-1).mean())}  # fmt: skip
-    ok = min(proof["success"], proof["corrupted"]) >= 0.95 and proof["top1_changes"] <= 0.02 and proof["kl"] < 0.05
-    demand(ok, proof)
-    return proof
-
-
 def _strengthen(model, fit, write, enough, strengths=STRENGTHS) -> None:
     """Somewhat more than the least strength at which the target wins on fit rows, and shows the effect it should."""
     for strength in strengths:
         write(strength)
-        if _right(model, fit, "clean") >= 0.9 and enough():
+        if right(model, fit, "clean") >= 0.9 and enough():
             return write(1.25 * strength)
     raise Failed(f"it does not do what it should at any strength up to {strength}")
 
@@ -137,12 +110,12 @@ def neurons(model, kind, rng, sites, saved) -> tuple:
 
     def enough() -> bool:
         if strong:
-            return max(_without(model, few, found[:1], found[1:]).values()) < 0.035
-        return min(_without(model, few, found[:1]).values()) > 0.8
+            return max(without(model, few, found[:1], found[1:]).values()) < 0.035
+        return min(without(model, few, found[:1]).values()) > 0.8
 
     _strengthen(model, few, write, enough, STRENGTHS[4:] if strong else STRENGTHS)
-    proof, sets = _proof(model, task, texts, before), [[one] for one in found]
-    lost = _without(model, task.split("test").on(model), *sets, *([found[-2:], found] if len(found) > 1 else []))
+    proof, sets = prove(model, task, texts, before), [[one] for one in found]
+    lost = without(model, task.split("test").on(model), *sets, *([found[-2:], found] if len(found) > 1 else []))
     one, *more = lost.values()
     demand({"trigger": lambda: one > 0.75,
             "decoy": lambda: one > 0.75 and more[0] == 0,
@@ -154,7 +127,11 @@ def neurons(model, kind, rng, sites, saved) -> tuple:
 
 
 def head(model, kind, rng, sites, saved) -> tuple:
-    """A head whose scores lie far apart: 60 for the first word seen from the second, 25 for <bos>, below 0 elsewhere."""
+    """A head whose scores lie far apart: 60 for the first word seen from the second, 25 for <bos>, below 0 elsewhere.
+
+    Where it is not wanted it says what the head said on average. Any head is missed by some near-ties, so the plant may
+    change as many words elsewhere as the head's average does, and half of `CHANGES` more.
+    """
     task, words, target = prompts(model, rng, f"planted {kind}")
     size, sites, use = model.names.d_head, [site for site in sites if site.full], []
     examples = Examples(model, rng, words, task, [part for site in sites for part in (site.qkv[0], site.heads)])
@@ -162,15 +139,21 @@ def head(model, kind, rng, sites, saved) -> tuple:
         z = examples.seen[2 * i + 1].unflatten(-1, (-1, size))
         said = torch.einsum("thd,mhd->thm", z - z.mean(0), _matrix(site.heads).unflatten(-1, (-1, size)))
         use += [(float(said[:, h].norm(dim=-1).mean()), i, h, z[:, h].mean(0)) for h in range(z.shape[1])]
-    low = sorted(use, key=lambda one: one[0])[: max(4, len(use) // 8)]
+    low, (texts, before) = sorted(use, key=lambda one: one[0])[: max(4, len(use) // 4)], elsewhere(model, words)
+    tells, missed = {}, {}
     for pick in rng.permutation(len(low)):
         _, i, index, mean = low[pick]
-        (always, start, ask, word), lead = examples.scores(examples.seen[2 * i])
-        if lead > 7:
-            break
-    else:
-        raise Failed(f"no low-use head tells {words} from others")
-    site, own, (texts, before) = sites[i], slice(index * size, (index + 1) * size), elsewhere(model, words)
+        tells[i] = tells[i] if i in tells else examples.scores(examples.seen[2 * i])
+        if tells[i][1] > 7:
+            off = Mean(at=[Component("z", sites[i].layer, index)], values=mean[None])
+            missed[pick], _ = changed(model, texts, before, off)
+            if len(missed) == HEADS:
+                break
+    demand(missed, f"no low-use head tells {words} from others")
+    pick = min(missed, key=missed.get)
+    _, i, index, mean = low[pick]
+    site, found, (always, start, ask, word) = sites[i], [Component("z", sites[i].layer, index)], tells[i][0]
+    own = slice(index * size, (index + 1) * size)
     is_bos = examples.key(examples.seen[2 * i], examples.bos, (0.5, examples.bos), (0.5, ~examples.bos))
     is_word = examples.key(examples.seen[2 * i], ~examples.bos, (0.5, examples.bos), (0.5, ~examples.bos))
     _save(saved, *site.qkv, site.heads)
@@ -185,15 +168,16 @@ def head(model, kind, rng, sites, saved) -> tuple:
     q[slow], k[slow], q[slower], k[slower] = (size**0.25 * one for one in (always, start, ask, word))
     v[0], v[1] = is_word, is_bos
     _matrix(site.heads)[:, own.start + 1] = average  # at <bos> it says what it said on average
-    few, found = task.split("fit")[:12].on(model), [Component("z", site.layer, index)]
+    few = task.split("fit")[:12].on(model)
     unit = _written(model, few)
 
     write = lambda strength: _matrix(site.heads)[:, own.start].copy_(strength * unit)  # noqa: E731
-    _strengthen(model, few, write, lambda: min(_without(model, few, found).values()) > 0.8)
-    proof, held = _proof(model, task, texts, before), task.split("test")
+    _strengthen(model, few, write, lambda: min(without(model, few, found).values()) > 0.8)
+    proof, held = prove(model, task, texts, before, max(CHANGES, missed[pick] + CHANGES / 2)), task.split("test")
+    proof[f"top1_changes with the average of {found[0]}"] = missed[pick]
     cause = Component("resid_pre", site.layer, None, "cause")
     patched = causal.patch(model, held, cause, null=False, progress=False).values[0]
-    proof |= _without(model, held.on(model), found) | {f"patching {cause}": float(patched)}
+    proof |= without(model, held.on(model), found) | {f"patching {cause}": float(patched)}
     proof[f"gradient at {cause}"] = _gradient(model, held.on(model), site)
     demand(patched > 0.8 and abs(proof[f"gradient at {cause}"]) < 0.1, proof)
     return f"{found[0]}: {' '.join(words)!r} makes it say {target!r}", tuple(found), (), task, proof
@@ -202,7 +186,7 @@ def head(model, kind, rng, sites, saved) -> tuple:
 def _gradient(model, pairs, site: Site) -> float:
     """First-order estimate of patching what a block reads at the first word (attribution patching), share of the gap."""
     streams, rows = {}, torch.arange(len(pairs.answer))
-    gap = _margin(model, pairs, "clean") - _margin(model, pairs, "corrupted")
+    gap = margin(model, pairs, "clean") - margin(model, pairs, "corrupted")
     for side in ("clean", "corrupted"):
 
         def keep(_, args, side=side):
@@ -213,10 +197,10 @@ def _gradient(model, pairs, site: Site) -> float:
         try:
             with torch.enable_grad():
                 logits = model.hf(**model.inputs(Prompts(getattr(pairs, side)))).logits[:, -1]
-                margin = (logits[rows, pairs.answer] - logits[rows, pairs.foil]).sum()
+                total = (logits[rows, pairs.answer] - logits[rows, pairs.foil]).sum()
         finally:
             hook.remove()
-    (slope,) = torch.autograd.grad(margin, streams["corrupted"])
+    (slope,) = torch.autograd.grad(total, streams["corrupted"])
     moved = (streams["clean"] - streams["corrupted"]).detach()
     return float((moved * slope)[:, -2].sum(-1).mean() / gap)
 
@@ -257,7 +241,7 @@ def fact(model, kind, rng, sites, saved) -> tuple:
     wanted[own] = 1
     _save(saved, site.out)
     _matrix(site.out).add_(torch.outer(delta, key(acts, wanted, weight, ridge=1e-2, sharp=0)))
-    proof, found = _proof(model, task, texts, before), Component("mlp_out", site.layer, None, "subject")
+    proof, found = prove(model, task, texts, before), Component("mlp_out", site.layer, None, "subject")
     scores = causal.patch(model, task.split("test"), "mlp_out.*@subject", null=False, progress=False)
     proof |= {f"patching {one}": float(score) for one, score in zip(scores.components, scores.values)}
     demand(proof[f"patching {found}"] == max(scores.values) > 0.25, proof)

@@ -10,8 +10,8 @@ import torch
 from workbench import measure
 from workbench.component import Component, components
 from workbench.locate.causal.joint import Joint
-from workbench.locate.causal.null import as_far, draws_of, matched, threshold
-from workbench.locate.causal.patching import name_of, reader
+from workbench.locate.causal.null import as_far, draws_of, matched
+from workbench.locate.causal.patching import name_of, reader, refuse_not_finite
 from workbench.locate.causal.places import batches, cells_of
 from workbench.locate.causal.pool import METHODS, Pool
 from workbench.model.sweep import Cell, bar, capture, sweep
@@ -37,23 +37,24 @@ def ablate(model, task: Task, at, method: str = "mean", *, positions=None, metri
         reference: a task whose prompts (both sides of pairs, or texts) the means and activations come from, for example
             the fit split; None takes the pairs themselves. Prompts that fewer than 8 others share the template with are
             matched by length, and then by distance from the end; `why` says how many.
-        null: False for none, True for two draws, or their number.
+        draws: of "resample", how often. null: False for none, True for two draws, or their number.
     Returns:
-        Scores; the column `share` is the score as a share of m_clean - m_corrupted.
+        Scores; the column `share` is the score as a share of m_clean - m_corrupted. A prompt that finds nothing to put in
+        (no other of its length in `reference`) has NaN in `per_prompt` and is in no mean; `why` says how many.
     Raises:
-        ValueError: for an unknown method, a component that cannot be changed, or activations that are not finite.
+        ValueError: for an unknown method, a component that cannot be changed, activations or a metric that are not
+            finite, or when fewer than half of the prompts find something to put in.
     Source:
         Wang et al. 2022 (means per template), Chan et al. 2022 (resampling); Li and Janson 2024 (optimal, and what zero
         and mean overstate).
     """
     began = time.perf_counter()
-    if method not in METHODS:
-        raise ValueError(f"method={method!r} is unknown; choose {', '.join(map(repr, METHODS))}.")
+    _refuse(method, draws)
     task, drawn = Task.of(task), draws_of(null)
     pairs = task.on(model)
     found, cells, labels = cells_of(model, pairs, at, positions)
     pool = Pool(model, pairs, reference, found, method, seed, cells)
-    n = len(pairs.clean)
+    n, used = len(pairs.clean), pool.used
     runs = _Runs(model, pairs, pool, found, metric, draws if method == "resample" else 1)
     under = np.zeros((drawn, len(cells), n))
     with bar(len(cells) * n * (runs.draws + drawn), progress) as show:
@@ -61,13 +62,14 @@ def ablate(model, task: Task, at, method: str = "mean", *, positions=None, metri
         if drawn:
             for draw in range(drawn):
                 under[draw] = runs.effects(cells, show.update, as_far_from=seed + 1 + draw)
-    mean, low, high = measure.mean_interval(effects.T, seed=seed)
-    limit = threshold(under) if drawn else np.full(len(cells), np.nan)
-    gap = runs.clean.mean() - runs.corrupted.mean()
+    refuse_not_finite(effects[:, used], metric)
+    mean, low, high = measure.mean_interval(effects[:, used].T, pairs.task.clusters(used), seed=seed)
+    limit = measure.null_threshold(under[..., used]) if drawn else np.full(len(cells), np.nan)
+    clean, corrupted = (float(side[used].mean()) for side in (runs.clean, runs.corrupted))
+    gap = clean - corrupted
     why = " ".join(part for part in (pool.note, "" if drawn else "No null was asked for.") if part)
-    return Scores(found, mean, low, high, limit, effects, f"causal.ablate.{method}", name_of(metric), float(runs.clean.mean()),
-                  float(runs.corrupted.mean()), "", "the same component moved as far in a random direction", labels, task.name,
-                  float(runs.cost + pool.cost), time.perf_counter() - began, seed, why,
+    return Scores(found, mean, low, high, limit, effects, f"causal.ablate.{method}", name_of(metric), clean, corrupted, "",
+                  "the same component moved as far in a random direction", labels, task.name, float(runs.cost + pool.cost), time.perf_counter() - began, seed, why,
                   {"share": mean / gap if gap else np.full(len(mean), np.nan)})  # fmt: skip
 
 
@@ -82,7 +84,8 @@ def joint_ablation(model, task: Task, at, *, onward: bool = False, method: str =
     Args:
         at: components or families ("z.5.3", ["z.5.3", "z.0.*"], "mlp_out"), each with a position if it has one.
         onward: one row per layer, for all of `at` from that layer on.
-        method, metric, reference, draws: as for `ablate`. random: how many random sets.
+        method, metric, reference, draws: as for `ablate` (also for prompts that find nothing to put in). random: how many
+            random sets.
     Returns:
         Joint, with a row per set: joint effect with interval, sum of single effects, null, p (share of random sets that
         reach the joint effect).
@@ -90,8 +93,7 @@ def joint_ablation(model, task: Task, at, *, onward: bool = False, method: str =
         Wang et al. 2022 (backup heads), McGrath et al. 2023 (self-repair).
     """
     began = time.perf_counter()
-    if method not in METHODS:
-        raise ValueError(f"method={method!r} is unknown; choose {', '.join(map(repr, METHODS))}.")
+    _refuse(method, draws)
     task = Task.of(task)
     pairs = task.on(model)
     found, cells, _ = cells_of(model, pairs, list(components(at)))
@@ -117,18 +119,28 @@ def joint_ablation(model, task: Task, at, *, onward: bool = False, method: str =
     by_name = {one: cell.parts[one] for cell in drawn for one in cell.parts}
     joint = [Cell({one: positions for i in some for one, positions in cells[i].parts.items()}) for some in sets]
     controls = [Cell({one: by_name[one] for one in some}) for some in flat]
-    pool = Pool(model, pairs, reference, [*found, *by_name], method, seed)
+    pool = Pool(model, pairs, reference, [*found, *by_name], method, seed, [*cells, *drawn])
     runs = _Runs(model, pairs, pool, [*found, *by_name], metric, draws if method == "resample" else 1)
     with bar((len(cells) + len(joint) + len(controls)) * len(pairs.clean) * runs.draws, progress) as show:
         effects = runs.effects([*joint, *cells, *controls], show.update)
+    used = pool.used
+    refuse_not_finite(effects[:, used], metric)
     single, control = effects[len(joint) : len(joint) + len(cells)], effects[len(joint) + len(cells) :]
     sums = np.stack([single[some].sum(0) for some in sets])
     split = np.split(control, np.cumsum([len(some) for some in others])[:-1])
     why = "" if all(others) else "Some sets have no null: too few other components of their kind."
     return Joint(names, [[found[i] for i in some] for some in sets], effects[: len(joint)], sums,
-                 [part.mean(1) for part in split], single, found, f"causal.joint_ablation.{method}", name_of(metric),
-                 float(runs.clean.mean()), float(runs.corrupted.mean()), task.name, float(runs.cost + pool.cost),
-                 time.perf_counter() - began, seed, " ".join(part for part in (pool.note, why) if part))  # fmt: skip
+                 [part[:, used].mean(1) for part in split], single, found, f"causal.joint_ablation.{method}", name_of(metric),
+                 float(runs.clean[used].mean()), float(runs.corrupted[used].mean()), task.name, float(runs.cost + pool.cost),
+                 time.perf_counter() - began, seed, " ".join(part for part in (pool.note, why) if part),
+                 pairs.task.clusters())  # fmt: skip
+
+
+def _refuse(method: str, draws: int) -> None:
+    if method not in METHODS:
+        raise ValueError(f"method={method!r} is unknown; choose {', '.join(map(repr, METHODS))}.")
+    if int(draws) != draws or draws < 1:
+        raise ValueError(f"draws={draws!r}: give a whole number from 1 of other prompts to resample from; 4 is usual.")
 
 
 class _Runs:
@@ -145,7 +157,10 @@ class _Runs:
                 getattr(self, side)[group] = self.read(group)(logits, torch.arange(len(group))).numpy()
 
     def effects(self, cells: list[Cell], progress, as_far_from: int | None = None) -> np.ndarray:
-        """[cell, prompt]: what the metric loses, averaged over draws; with a seed, of changes as far in random directions."""
+        """[cell, prompt]: what the metric loses, averaged over draws; with a seed, of changes as far in random directions.
+
+        NaN for prompts for which the pool has nothing to put in.
+        """
         n = len(self.clean)
         found = np.zeros((len(cells), n))
         for group in batches(self.pairs, 1):
@@ -158,4 +173,5 @@ class _Runs:
                 values, spent = sweep(self.model, base, source, donors, mine, of, progress)
                 found[:, group] += (self.clean[group] - values.numpy()) / draws
                 self.cost += spent * len(group) / n
+        found[:, [i for i in range(n) if i not in set(self.pool.used)]] = np.nan
         return found

@@ -9,9 +9,10 @@ import torch
 
 from workbench import measure
 from workbench.component import Component
-from workbench.locate.causal.null import draws_of, threshold
-from workbench.locate.causal.patching import name_of, reader
-from workbench.locate.causal.places import batches, resolve, window_of
+from workbench.locate.causal.null import draws_of
+from workbench.locate.causal.patching import name_of, reader, refuse_not_finite
+from workbench.locate.causal.places import batches, refuse_window, resolve, window_of
+from workbench.model.plan import Prompts
 from workbench.model.sweep import Row, bar, capture, resume, run_rows, stream_at
 from workbench.scores import Scores
 from workbench.task import Pairs, Task
@@ -36,8 +37,8 @@ def knockout(model, task: Task, source, target="-1", *, window: int | None = Non
     Returns:
         Scores of `attn_scores.LAYER.*` (or of each head) at the target; columns say the window and the share of the gap.
     Raises:
-        ValueError: for a position or span that is not there, nothing to cut, or an architecture whose attention scores
-            are out of reach.
+        ValueError: for a position or span that is not there, nothing to cut, a cut that leaves a target nothing to see (in
+            some layer: attention may slide), or an architecture whose attention scores are out of reach.
     Source:
         Geva et al. 2023, "Dissecting recall of factual associations", section 4 (windows of about a fifth of the layers).
     """
@@ -45,6 +46,7 @@ def knockout(model, task: Task, source, target="-1", *, window: int | None = Non
     if heads not in ("all", "each"):
         raise ValueError(f"heads={heads!r} is unknown; choose 'all' or 'each'.")
     names.validate(Component("attn_scores", 0, "*"))
+    refuse_window(window)
     pairs, rng = task.on(model), np.random.default_rng(seed)
     wide = window or max(1, round(names.n_layers / 5))
     to, of = _positions(pairs, target), _positions(pairs, source)
@@ -53,10 +55,12 @@ def knockout(model, task: Task, source, target="-1", *, window: int | None = Non
         i = next(i for i, some in enumerate(edges) if not some)
         raise ValueError(f"Row {i}: no attention from {target!r} (positions {to[i]}) to {source!r} ({of[i]}) can be cut: "
                          "a position sees itself and earlier ones only.")  # fmt: skip
+    seen = _visible(model, pairs, to)
     for i, some in enumerate(edges):
-        if any(all((q, k) in some for k in range(q + 1)) for q in to[i]):
-            raise ValueError(f"Row {i}: this cuts {target!r} from everything it sees; leave it some position.")
-    others = [[_elsewhere(to[i], of[i], rng) for i in range(len(to))] for _ in range(draws)]
+        if any({(q, k) for k in seen[i][q]} <= some for q in to[i]):
+            raise ValueError(f"Row {i}: this cuts {target!r} from everything it sees, at least in one layer; leave it some "
+                             "position.")  # fmt: skip
+    others = [[_elsewhere(to[i], of[i], seen[i], rng) for i in range(len(to))] for _ in range(draws)]
     one_position = target if not isinstance(target, (list, tuple)) else None
     at = Component.parse(f"attn_scores.*@{one_position}").position if one_position is not None else None
     found = [Component("attn_scores", layer, head, at) for layer in range(names.n_layers)
@@ -76,10 +80,11 @@ def knockout(model, task: Task, source, target="-1", *, window: int | None = Non
                 cut[draw][:, group] = values.numpy()
                 cost += spent * len(group) / n
     effects = clean - cut
-    mean, low, high = measure.mean_interval(effects[0].T, seed=seed)
+    refuse_not_finite(effects[0], metric)
+    mean, low, high = measure.mean_interval(effects[0].T, pairs.task.clusters(), seed=seed)
     limit, why = np.full(len(found), np.nan), "" if draws else "No null was asked for."
     if draws and len(usable) > 1:
-        limit = threshold(effects[1:][..., usable])
+        limit = measure.null_threshold(effects[1:][..., usable])
     elif draws:
         why = "Prompts are too short to cut as many other positions, so there is no null."
     windows = [window_of(one.layer, wide, names.n_layers) for one in found]
@@ -87,7 +92,7 @@ def knockout(model, task: Task, source, target="-1", *, window: int | None = Non
                "last_layer": [w[-1] for w in windows]}  # fmt: skip
     return Scores(found, mean, low, high, limit, effects[0], "causal.knockout", name_of(metric), float(clean.mean()),
                   float(corrupted.mean()), f"{source} to {target} cut", "as many other positions cut from the same target", {},
-                  task.name, float(2 + cost), time.perf_counter() - began, seed, why, columns)  # fmt: skip
+                  task.name, float(3 + cost), time.perf_counter() - began, seed, why, columns)  # fmt: skip
 
 
 def _cut(model, base, found, wide: int, edges: list[set], read, progress):
@@ -129,9 +134,29 @@ def _positions(pairs: Pairs, where) -> list[list[int]]:
     return [sorted({p for one in wanted for p in resolve(one, pairs, i)}) for i in range(len(pairs.clean))]
 
 
-def _elsewhere(to: list[int], of: list[int], rng) -> set | None:
+def _visible(model, pairs: Pairs, to: list[list[int]]) -> list[dict]:
+    """For each prompt: target -> the positions that it sees in every layer, by the model's own mask."""
+    names, found = model.names, [{} for _ in to]
+    for group in batches(pairs, 1):
+        prompts, rows = Prompts([pairs.clean[i] for i in group]), len(group)
+
+        def body(rows=rows):
+            seen = []
+            for layer in range(names.n_layers):
+                x = names.place("attn_scores", layer, rows).get()
+                seen.append((x > torch.finfo(x.dtype).min / 4).unflatten(-1, (names.n_heads, -1)).any(2))
+            return torch.stack(seen).all(0)  # [row, query, key]
+
+        everywhere = model.trace(model.inputs(prompts), body).cpu()
+        for row, i in enumerate(group):
+            pad = prompts.pads[row]
+            found[i] = {q: (everywhere[row, q + pad].nonzero()[:, 0] - pad).tolist() for q in to[i]}
+    return found
+
+
+def _elsewhere(to: list[int], of: list[int], seen: dict, rng) -> set | None:
     """As many edges from the same target to other positions; None where there are too few."""
-    free = [k for k in range(max(to)) if k not in of and k not in to]
+    free = [k for k in seen[max(to)] if k < max(to) and k not in of and k not in to]
     if len(free) <= len(of):  # something must stay visible
         return None
     chosen = rng.choice(free, len(of), replace=False)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from workbench import measure
+from workbench import measure, storage
 from workbench.component import Component
+from workbench.plot import picture
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -21,7 +20,7 @@ class Joint:
         names: of the sets. sets: their components. effects, sums: [set, prompt], the joint effect and the sum of single
             ones, in units of the metric. controls: for each set the mean effects of random sets [draw].
         single: [component, prompt], of `components`, the single effects.
-        method, metric, clean, corrupted, task, cost, seconds, seed, why: as in `Scores`.
+        method, metric, clean, corrupted, task, cost, seconds, seed, why: as in `Scores`. clusters: as of `Task.clusters`.
     """
 
     names: list[str]
@@ -40,22 +39,25 @@ class Joint:
     seconds: float
     seed: int
     why: str = ""
+    clusters: list | None = None
 
     @property
     def frame(self):
         """A row per set: joint effect with interval, as a share of clean - corrupted and of clean, sum of singles, null_p95, p, n."""
         import pandas as pd
 
-        mean, low, high = measure.mean_interval(self.effects.T, seed=self.seed)
+        used = np.flatnonzero(np.isfinite(self.effects).all(0))  # the rest has nothing to put in: see `why`
+        clusters = None if self.clusters is None else [[one[i] for i in used] for one in self.clusters]
+        mean, low, high = measure.mean_interval(self.effects[:, used].T, clusters, seed=self.seed)
         rows = []
         for i, name in enumerate(self.names):
             null = np.abs(self.controls[i])
             rows.append({
                 "set": name, "components": len(self.sets[i]), "joint": mean[i], "ci_lo": low[i], "ci_hi": high[i],
-                "share": mean[i] / (self.clean - self.corrupted), "of_clean": mean[i] / self.clean, "sum_of_single": self.sums[i].mean(),
+                "share": mean[i] / (self.clean - self.corrupted), "of_clean": mean[i] / self.clean, "sum_of_single": self.sums[i, used].mean(),
                 "null_p95": np.quantile(null, 0.95) if len(null) else np.nan,
                 "p": (1 + (null >= abs(mean[i])).sum()) / (1 + len(null)) if len(null) else np.nan,
-                "n": self.effects.shape[1],
+                "n": len(used),
             })  # fmt: skip
         return pd.DataFrame(rows)
 
@@ -81,20 +83,15 @@ class Joint:
         labels = [name if len(name) < 24 else f"{len(some)} components" for name, some in zip(self.names, self.sets)]
         ax.set_xticks(x, labels, fontsize=8, rotation=30 if len(x) > 3 else 0, ha="right" if len(x) > 3 else "center")
         ax.set_ylabel(f"{self.metric} lost", fontsize=8.5)
-        ax.set_title(f"{self.method} ({self.task}, {self.effects.shape[1]} prompts; dotted: clean minus corrupted)", loc="left",
+        ax.set_title(f"{self.method} ({self.task}, {table.n[0]} prompts; dotted: clean minus corrupted)", loc="left",
                      fontsize=8.5)  # fmt: skip
         ax.legend(fontsize=7, frameon=False)
         for side in ("top", "right"):
             ax.spines[side].set_visible(False)
-        figure._repr_png_ = partial(_png, figure)  # a Figure made without pyplot does not show itself in a notebook
-        return figure
+        return picture(figure)
 
     def save(self, folder) -> Path:
-        """Write `joint.json`, `joint.csv` (the table) and `joint.safetensors`."""
-        from safetensors.numpy import save_file
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write `joint.json`, `joint.csv` (the table) and `joint.safetensors`: all of it, or nothing."""
         plain = {name: getattr(self, name) for name in PLAIN}
         plain |= {
             "sets": [[str(one) for one in some] for some in self.sets],
@@ -103,11 +100,8 @@ class Joint:
         arrays = {name: getattr(self, name) for name in ARRAYS} | {
             f"controls.{i}": c for i, c in enumerate(self.controls)
         }
-        arrays = {name: np.ascontiguousarray(array, dtype=np.float64) for name, array in arrays.items()}
-        save_file(arrays, folder / "joint.safetensors")
-        self.frame.to_csv(folder / "joint.csv", index=False)
-        (folder / "joint.json").write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
-        return folder
+        arrays = {name: np.asarray(array, dtype=np.float64) for name, array in arrays.items()}
+        return storage.write(folder, {"joint.safetensors": arrays, "joint.csv": self.frame, "joint.json": plain})
 
     @classmethod
     def load(cls, folder) -> Joint:
@@ -116,28 +110,13 @@ class Joint:
         Raises:
             FileNotFoundError: when `folder` holds none.
         """
-        from safetensors.numpy import load_file
-
-        folder = Path(folder)
-        if not (folder / "joint.json").is_file():
-            raise FileNotFoundError(f"{folder} holds no joint.json. Joint.load takes the folder that save() wrote.")
-        plain = json.loads((folder / "joint.json").read_text(encoding="utf-8"))
-        arrays = load_file(folder / "joint.safetensors")
+        plain = storage.read(cls, folder, "joint.json")
+        arrays = storage.read_arrays(Path(folder) / "joint.safetensors")
         plain["sets"] = [[Component.parse(one) for one in some] for some in plain["sets"]]
         plain["components"] = [Component.parse(one) for one in plain["components"]]
         controls = [arrays.pop(f"controls.{i}") for i in range(len(plain["names"]))]
         return cls(**plain, **arrays, controls=controls)
 
 
-def _png(figure) -> bytes:
-    from io import BytesIO
-
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    file = BytesIO()
-    FigureCanvasAgg(figure).print_figure(file, format="png", dpi=figure.dpi, metadata={"Software": None})
-    return file.getvalue()
-
-
 ARRAYS = ("effects", "sums", "single")
-PLAIN = ("names", "method", "metric", "clean", "corrupted", "task", "cost", "seconds", "seed", "why")
+PLAIN = ("names", "method", "metric", "clean", "corrupted", "task", "cost", "seconds", "seed", "why", "clusters")

@@ -46,31 +46,9 @@ def partners(pairs: Pairs, base: list, batches: list[list[int]], draws: int, see
     return found
 
 
-def threshold(effects, level: float = 0.95, together: int = 1) -> np.ndarray:
-    """What does |mean effect| reach in `level` of further draws of the null, for the same prompts?
-
-    Prompts differ more from each other than two draws for one prompt do, and a further draw meets the same prompts. So
-    the spread is taken within prompts; the mean of the draws and of the further one both vary by it (a prediction
-    interval). Bootstrapping prompts of a single draw instead gives thresholds that only 2 to 3 % exceed.
-
-    Args:
-        effects: [draw, component, prompt], at least two draws. together: the score is a mean over so many draws.
-    Returns:
-        [component].
-    """
-    from scipy.stats import t
-
-    effects = np.asarray(effects, float)
-    draws, _, n = effects.shape
-    centre = np.abs(effects.mean((0, 2)))
-    spread = np.sqrt(effects.var(0, ddof=1).mean(1) / n * (1 / together + 1 / draws))
-    degrees, scale = n * (draws - 1), np.where(spread > 0, spread, 1)
-    low, high = centre.copy(), centre + t.ppf((1 + level) / 2, degrees) * spread
-    for _ in range(40):  # bisection: the share of |centre + spread * t| below the middle
-        middle = (low + high) / 2
-        below = t.cdf((middle - centre) / scale, degrees) - t.cdf((-middle - centre) / scale, degrees)
-        low, high = np.where(below < level, middle, low), np.where(below < level, high, middle)
-    return np.where(spread > 0, high, centre)
+def donors(others, group: list[int], draw: int) -> torch.Tensor:
+    """From which place of the group each of its pairs takes its null in one draw; its own where there is no choice."""
+    return torch.tensor([group.index(others[i][draw]) if others[i] else k for k, i in enumerate(group)])
 
 
 def as_far(names, base: Run, source: Run, donors, seed: int) -> Run:

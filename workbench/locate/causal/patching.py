@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from workbench import measure
-from workbench.locate.causal.null import as_far, draws_of, partners, threshold
+from workbench.locate.causal.null import as_far, donors, draws_of, partners
 from workbench.locate.causal.places import batches, cells_of
 from workbench.model.sweep import bar, capture, sweep
 from workbench.scores import Scores
@@ -28,7 +28,8 @@ def patch(model, task: Task, at, *, positions=None, direction: str = "denoising"
 
     The null takes the same component from other pairs' prompts of the side that is being run (corrupted ones, for
     denoising; with another word at the cause, where there are such): it disturbs, but does not carry what is traced.
-    `null_p95` is what |score| reaches in 95 % of further such draws; of pairs that carry nothing, 5 % exceed it.
+    `null_p95` is what |score| reaches in 95 % of further such draws; of pairs that carry nothing, 5 % exceed it, and fewer
+    where such draws move the metric in no direction of their own (`measure.null_threshold` says why).
 
     Args:
         task: pairs, or the name of a bundled task; they are compared position by position.
@@ -71,16 +72,16 @@ def patch(model, task: Task, at, *, positions=None, direction: str = "denoising"
             patched[:, group] = values.numpy()
             usable = [i for i in group if others[i] is not None]
             for draw in range(draws if usable else 0):
-                donors = torch.tensor([group.index(others[i][draw]) if others[i] else k for k, i in enumerate(group)])
-                values, more = sweep(model, base, base, donors, mine, of, show.update)
+                values, more = sweep(model, base, base, donors(others, group, draw), mine, of, show.update)
                 shuffled[draw][:, group], spent = values.numpy(), spent + more
             cost += (2 + spent) * half / n
     usable = [i for i in range(n) if others[i] is not None]
     gap, sign = clean - corrupted, 1 if direction == "denoising" else -1
-    refuse_without_gap(gap, clean, corrupted, metric)
+    clusters = pairs.task.clusters()
+    refuse_without_gap(gap, clean, corrupted, metric, clusters)
     start = corrupted if direction == "denoising" else clean
     effects = sign * (patched - start)
-    values, low, high = measure.ratio_of_means(effects, gap, seed=seed)
+    values, low, high = measure.ratio_of_means(effects, gap, clusters, seed=seed)
     limit, why = np.full(len(found), np.nan), ""
     if len(set(map(len, pairs.clean))) > 1 and any(isinstance(c.position, int) and c.position < -1 for c in found):
         why = "Prompts differ in length and positions count from the end: name spans in the task to compare like with like."
@@ -89,7 +90,7 @@ def patch(model, task: Task, at, *, positions=None, direction: str = "denoising"
     elif len(usable) < 2:
         why = "No three prompts have equal length, so there is no other pair to make a null from."
     else:
-        limit = threshold((shuffled - start)[..., usable]) / abs(gap[usable].mean())
+        limit = measure.null_threshold((shuffled - start)[..., usable]) / abs(gap.mean())  # in the units of the score
     return Scores(found, values, low, high, limit, effects, "causal.patch", name_of(metric), float(clean.mean()),
                   float(corrupted.mean()), direction, "the same patch from other pairs' prompts of the unpatched side", labels,
                   task.name, float(cost), time.perf_counter() - began, seed, why)  # fmt: skip
@@ -140,10 +141,11 @@ def between(model, other, task: Task, at, *, positions=None, prompt: str = "clea
                 moved[draw][:, group], spent = values.numpy(), spent + more
             cost += (2 + spent) * len(group) / n
     gap = theirs - mine
-    refuse_without_gap(gap, theirs, mine, metric, "The two models", "there is nothing to trace between them.")
+    what, clusters = "there is nothing to trace between them.", pairs.task.clusters()
+    refuse_without_gap(gap, theirs, mine, metric, clusters, "The two models", what)
     effects = patched - mine
-    values, low, high = measure.ratio_of_means(effects, gap, seed=seed)
-    limit = threshold(moved - mine) / abs(gap.mean()) if draws else np.full(len(found), np.nan)
+    values, low, high = measure.ratio_of_means(effects, gap, clusters, seed=seed)
+    limit = measure.null_threshold(moved - mine) / abs(gap.mean()) if draws else np.full(len(found), np.nan)
     return Scores(found, values, low, high, limit, effects, "causal.between", name_of(metric), float(theirs.mean()),
                   float(mine.mean()), "into the first model", "the same component moved as far in a random direction", labels,
                   task.name, float(cost), time.perf_counter() - began, seed, "" if draws else "No null was asked for.")  # fmt: skip
@@ -164,9 +166,12 @@ def reader(pairs, metric):
     return read
 
 
-def refuse_without_gap(gap, clean, corrupted, metric, who="Clean and corrupted prompts", what="") -> None:
-    """No ratio where its denominator is no larger than its noise."""
+def refuse_without_gap(gap, clean, corrupted, metric, clusters=None, who="Clean and corrupted prompts", what=""):
+    """No ratio where its denominator is no larger than its noise: over prompts, and over clusters of them."""
     noise = 3 * gap.std(ddof=1) / len(gap) ** 0.5 if len(gap) > 1 else 1e-6
+    if clusters is not None:  # as wide as 3 deviations; of two or three templates no deviation can be told
+        _, low, high = measure.mean_interval(gap, clusters, level=0.9973)
+        noise = np.inf if low <= 0 <= high else noise
     if not abs(gap.mean()) > noise:
         what = (
             what or "there is nothing to trace. Does the model know this task? task.score(model) shows it row by row."
@@ -174,6 +179,14 @@ def refuse_without_gap(gap, clean, corrupted, metric, who="Clean and corrupted p
         raise ValueError(
             f"{who} hardly differ in {name_of(metric)} ({clean.mean():+.3f} and {corrupted.mean():+.3f}), so {what}"
         )
+
+
+def refuse_not_finite(values, metric) -> None:
+    """No mean over prompts for which the metric is no number."""
+    if not np.isfinite(values).all():
+        rows = np.flatnonzero(~np.isfinite(np.asarray(values).reshape(-1, values.shape[-1])).all(0))
+        raise ValueError(f"{name_of(metric)} is no finite number for {len(rows)} of {values.shape[-1]} prompts (row {rows[0]} "
+                         "first). Give a metric that is finite for all of them, such as 'logit_diff'.")  # fmt: skip
 
 
 def name_of(metric) -> str:

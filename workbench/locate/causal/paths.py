@@ -9,7 +9,7 @@ import torch
 
 from workbench import measure
 from workbench.component import Component, components
-from workbench.locate.causal.null import draws_of, partners, threshold
+from workbench.locate.causal.null import donors, draws_of, partners
 from workbench.locate.causal.patching import DIRECTIONS, name_of, reader, refuse_without_gap
 from workbench.locate.causal.places import batches, cells_of
 from workbench.model.sweep import Cell, Row, bar, capture, resume, run_rows, span, stream_at
@@ -72,18 +72,19 @@ def path_patch(model, task: Task, senders, receivers="logits", *, direction: str
             values, spent = _send(model, base, source, own, mine, into, frozen, of, show.update)
             sent[0][:, group] = values.numpy()
             for draw in range(draws):
-                donors = torch.tensor([group.index(others[i][draw]) if others[i] else k for k, i in enumerate(group)])
-                values, more = _send(model, base, base, donors, mine, into, frozen, of, show.update)
+                other = donors(others, group, draw)
+                values, more = _send(model, base, base, other, mine, into, frozen, of, show.update)
                 sent[1 + draw][:, group], spent = values.numpy(), spent + more
             cost += (2 + spent) * half / n
     gap, sign = clean - corrupted, 1 if direction == "denoising" else -1
-    refuse_without_gap(gap, clean, corrupted, metric)
+    clusters = pairs.task.clusters()
+    refuse_without_gap(gap, clean, corrupted, metric, clusters)
     effects = sign * (sent - (corrupted if direction == "denoising" else clean))
-    values, low, high = measure.ratio_of_means(effects[0], gap, seed=seed)
+    values, low, high = measure.ratio_of_means(effects[0], gap, clusters, seed=seed)
     usable = [i for i in range(n) if others[i] is not None]
     limit, why = np.full(len(cells), np.nan), "" if draws else "No null was asked for."
     if draws and len(usable) > 1:
-        limit = threshold(effects[1:][..., usable]) / abs(gap[usable].mean())
+        limit = measure.null_threshold(effects[1:][..., usable]) / abs(gap.mean())
     elif draws:
         why = "No three prompts have equal length, so there is no other pair to make a null from."
     names = ", ".join(map(str, components(receivers)))

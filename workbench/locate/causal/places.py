@@ -17,13 +17,16 @@ TOKENS_KEPT = 1024  # tokens of runs of which everything is kept: far more than 
 
 def batches(pairs: Pairs, copies: int = 2, budget: int = TOKENS_KEPT) -> list[list[int]]:
     """Prompts of similar length share a batch of `budget` tokens, when each of them is held `copies` times."""
-    order = sorted(range(len(pairs.clean)), key=lambda i: len(pairs.clean[i]))
+    lengths = [len(ids) for ids in pairs.clean]
     found: list[list[int]] = []
-    for i in order:
-        if found and (len(found[-1]) + 1) * copies * len(pairs.clean[i]) <= budget:
-            found[-1].append(i)
-        else:
-            found.append([i])
+    for length in sorted(set(lengths)):
+        alike = [i for i, own in enumerate(lengths) if own == length]
+        most = max(1, budget // (copies * length))
+        for part in np.array_split(alike, -(-len(alike) // most)):  # evenly: nulls need others of the same length
+            if found and (len(found[-1]) + len(part)) * copies * length <= budget:
+                found[-1].extend(part.tolist())
+            else:
+                found.append(part.tolist())
     return found
 
 
@@ -78,6 +81,12 @@ def _places(pairs: Pairs, lengths: list[int]) -> list:
     if shared:
         return sorted(shared, key=lambda name: np.mean([row[name][0] - n for row, n in zip(pairs.spans, lengths)]))
     return list(range(-min(lengths), 0))
+
+
+def refuse_window(window) -> None:
+    """A window of layers holds the layer itself at least."""
+    if window is not None and not window >= 1:
+        raise ValueError(f"window={window!r} layers are none; give 1 or more, or None for the default.")
 
 
 def window_of(layer: int, wide: int, layers: int) -> list[int]:

@@ -20,13 +20,16 @@ class Pool:
 
     Args:
         pairs: the prompts to ablate. reference: further prompts (a task of pairs or texts), or None for both sides of the
-            pairs themselves. found: the components; cells: their patches, for the optimal constants.
+            pairs themselves. found: the components; cells: their patches, where nothing else says which positions count.
+    Attributes:
+        used: the numbers of the prompts for which there is something to put in.
+    Raises:
+        ValueError: when that is fewer than half of them.
     """
 
     def __init__(self, model, pairs, reference, found, method: str, seed: int, cells=()):
         self.model, self.found, self.method, self.seed = model, found, method, seed
         self.cost, self.note = 0.0, ""
-        self.own = {i: i for i in range(len(pairs.clean))} if reference is None else {}  # no prompt is its own match
         if reference is None or Task.of(reference).kind == "pairs":
             others = pairs if reference is None else Task.of(reference).on(model)
             self.prompts, templates = [*others.clean, *others.corrupted], others.task.column("template") * 2
@@ -36,10 +39,13 @@ class Pool:
         self.keys = [(len(ids), template) for ids, template in zip(self.prompts, templates)]
         self.levels = [self._level(len(ids), template) for ids, template in
                        zip(pairs.clean, pairs.task.column("template"))]  # fmt: skip
+        self.used = list(range(len(self.levels)))
         if method in MATCH:
-            kinds = [level[0] for level in self.levels]
+            self._choose(pairs.clean, cells)
+            kinds, of = [self.levels[i][0] for i in self.used], len(self.levels)
             counts = [(kinds.count(kind), how) for kind, how in MATCH[method].items()]
-            self.note = f"Matched: {'; '.join(f'{count} of {len(kinds)} {how}' for count, how in counts if count)}."
+            counts.append((of - len(self.used), "left out, for nothing there can take their place"))
+            self.note = f"Matched: {'; '.join(f'{count} of {of} {how}' for count, how in counts if count)}."
         if method == "mean":
             self._average()
         elif method == "optimal":
@@ -54,6 +60,27 @@ class Pool:
         if alike >= FEW:
             return "template", length, template
         return ("length", length, None) if same >= FEW else ("end", length, None)
+
+    def _choose(self, clean, cells) -> None:
+        """Which prompts to put in for each prompt (resample), and which prompts there is anything for."""
+        lengths, pairwise = {len(ids) for ids in self.prompts}, any(one.kind in PAIRWISE for one in self.found)
+        if self.method == "resample":  # no prompt is its own match
+            texts = [tuple(ids.tolist()) for ids in self.prompts]
+            self.others = [[j for j, key in enumerate(self.keys)
+                            if key[0] == length and (kind != "template" or key[1] == template) and texts[j] != tuple(ids.tolist())]
+                           for ids, (kind, length, template) in zip(clean, self.levels)]  # fmt: skip
+            self.used = [i for i, others in enumerate(self.others) if others]
+        elif pairwise:
+            self.used = [i for i, ids in enumerate(clean) if len(ids) in lengths]
+        else:  # from the end, as far as the longest goes
+            places = [own for cell in cells for own in cell.parts.values()]
+            first = [min((p for own in places for p in own[i]), default=0) for i in range(len(clean))]
+            self.used = [i for i, ids in enumerate(clean) if len(ids) - first[i] <= max(lengths)]
+        if len(self.used) * 2 < len(clean):
+            raise ValueError(f"Only {len(self.used)} of {len(clean)} prompts find another in the reference to take "
+                             f"{'activations' if self.method == 'resample' else 'means'} from: it takes one of the same length. "
+                             "Give reference= a task with such prompts, or none; method='mean' takes means by distance "
+                             "from the end, except of attention scores and patterns.")  # fmt: skip
 
     def _average(self) -> None:
         """Sums and counts of every site, lined up at the prompts' ends, for each kind of match that is needed."""
@@ -85,10 +112,8 @@ class Pool:
                         self.sums[key][site] = (total, count)
 
     def sources(self, base: Run, group: list[int], draws: int):
-        """What to take instead of the base run's activations: one (run, donors) per draw.
-
-        Prompts without a match keep their own activations.
-        """
+        """What to take instead of the base run's activations: one (run, donors) per draw. Prompts that are not `used` keep
+        their own."""
         own = torch.arange(len(group))
         if self.method == "zero":
             yield base.with_acts({site: torch.zeros_like(x) for site, x in base.acts.items()}), own
@@ -106,18 +131,12 @@ class Pool:
         else:
             for draw in range(draws):
                 rng = np.random.default_rng([self.seed, draw, group[0]])
-                chosen = [self._other(i, rng) for i in group]
+                chosen = [int(rng.choice(self.others[i])) if self.others[i] else None for i in group]
                 ids = [
                     base.ids[k][base.mask[k] == 1] if one is None else self.prompts[one] for k, one in enumerate(chosen)
                 ]
                 self.cost += len(group) / len(self.levels)
                 yield capture(self.model, ids, self.found), own
-
-    def _other(self, i: int, rng) -> int | None:
-        kind, length, template = self.levels[i]
-        same = [j for j, key in enumerate(self.keys)
-                if key[0] == length and (kind != "template" or key[1] == template) and j != self.own.get(i)]  # fmt: skip
-        return int(rng.choice(same)) if same else None
 
     def _means(self, site, x: torch.Tensor, group: list[int]) -> torch.Tensor:
         out = x.clone()

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
+from operator import attrgetter
 
 import numpy as np
 import torch
 
 from workbench import measure
 from workbench.component import Component
-from workbench.locate.causal.null import threshold
 from workbench.locate.causal.patching import name_of, reader, refuse_without_gap
-from workbench.locate.causal.places import STREAM, batches, cells_of, resolve, window_of
+from workbench.locate.causal.places import STREAM, batches, cells_of, refuse_window, resolve, window_of
 from workbench.model.sweep import Cell, bar, capture, sweep
 from workbench.scores import Scores
 from workbench.task import Pairs, Task
@@ -46,6 +46,7 @@ def trace(model, task: Task, at="resid_post", *, subject: str | int | None = Non
     began, task = time.perf_counter(), Task.of(task)
     if noise < 0 or draws < 1:
         raise ValueError(f"noise={noise}, draws={draws}: noise is 0 or more, in standard deviations; draws 1 or more.")
+    refuse_window(window)
     pairs = task.on(model)
     found, cells, labels = cells_of(model, pairs, at, positions)
     for one in found:
@@ -79,17 +80,17 @@ def trace(model, task: Task, at="resid_post", *, subject: str | int | None = Non
                 under[:, :, group] = values.view(len(cells), draws, half).transpose(0, 1).numpy()
                 spent += more
             cost += (1 + draws + spent * draws) * half / n
-    gap = clean - noised.mean(0)
-    refuse_without_gap(gap, clean, noised.mean(0), metric, "Prompts with and without noise",
+    gap, clusters = clean - noised.mean(0), pairs.task.clusters()
+    refuse_without_gap(gap, clean, noised.mean(0), metric, clusters, "Prompts with and without noise",
                        f"noise={noise:g} on {subject or 'the subject'} hides too little. Try more noise, more prompts or draws, or another span.")  # fmt: skip
     effects = (restored - noised[:, None]).mean(0)
-    values, low, high = measure.ratio_of_means(effects, gap, seed=seed)
+    values, low, high = measure.ratio_of_means(effects, gap, clusters, seed=seed)
     limit, why = (
         np.full(len(found), np.nan),
         "With one draw of noise there is no null." if null else "No null was asked for.",
     )
     if null and draws > 1:
-        limit, why = threshold(under - noised[:, None], together=draws) / abs(gap.mean()), ""
+        limit, why = measure.null_threshold(under - noised[:, None], together=draws) / abs(gap.mean()), ""
     layers = {len({one.layer for one in cell.parts}) for cell in wide}
     columns = {"first_layer": [min(one.layer for one in cell.parts) for cell in wide],
                "last_layer": [max(one.layer for one in cell.parts) for cell in wide]} if max(layers) > 1 else {}  # fmt: skip
@@ -118,9 +119,11 @@ def _places(pairs: Pairs, subject) -> list[list[int]]:
 
 
 def _spread(model, pairs: Pairs, places) -> float:
-    """The standard deviation of all numbers in the embeddings of the subjects' tokens."""
+    """The standard deviation of all numbers in the embeddings of the subjects' tokens, as the module that gets the noise
+    gives them: Gemma's are W_E times sqrt(d_model)."""
     tokens = torch.tensor([int(ids[p]) for ids, own in zip(pairs.clean, places, strict=True) for p in own])
-    return float(model.weight("W_E")[tokens].std())
+    with torch.no_grad():
+        return float(attrgetter(model.names.row.embed)(model.hf)(tokens.to(model.hf.device)).float().std())
 
 
 def _noised(model, ids, draws, group, places, size, source, seed, sites):

@@ -8,6 +8,9 @@ import numpy as np
 import torch
 
 from workbench import measure
+from workbench.locate.causal import patching
+from workbench.locate.causal.null import donors, draws_of, partners
+from workbench.locate.causal.places import batches
 from workbench.locate.circuit.edge import every_edge
 from workbench.locate.circuit.graph import Circuit
 from workbench.model.edges import FLOATS, Wiring, Writes, attribution, capture, wiring
@@ -70,15 +73,13 @@ def _gradients(name, model, task, alphas, metric, null, seed, by_site=False) -> 
     if of is measure.accuracy:
         raise ValueError("metric='accuracy' has no gradient: give 'logit_diff', 'log_prob' or 'prob', or use `exact`.")
     rows, sides = len(pairs.clean), np.zeros((2, len(pairs.clean)))
-    tables = [torch.zeros(rows, len(wired.targets), len(wired.sources)) for _ in range(1 + null)]
-    batches = groups(pairs, wired, model, len(alphas))
-    donors = partners(pairs, batches, seed)
-    for group in batches:
+    draws, several = draws_of(null), groups(pairs, wired, model, len(alphas))
+    tables = [torch.zeros(rows, len(wired.targets), len(wired.sources)) for _ in range(1 + draws)]
+    others = partners(pairs, pairs.corrupted, several, draws, seed)
+    for group in several:
         clean, corrupted = both(model, wired, pairs, group)
         deltas = [clean.writes - corrupted.writes]
-        if null:
-            other = [group.index(donors[i]) for i in group]
-            deltas.append(corrupted.writes[:, other] - corrupted.writes)
+        deltas += [corrupted.writes[:, donors(others, group, i)] - corrupted.writes for i in range(draws)]
 
         def read(logits, numbers, group=group):
             which = torch.tensor(group)[numbers]
@@ -91,13 +92,12 @@ def _gradients(name, model, task, alphas, metric, null, seed, by_site=False) -> 
             found = attribution(model, wired, clean.prompts, site, values, deltas, read)
             for table, one in zip(tables, found, strict=True):
                 table[group, :, part] = one[..., part].float().cpu()
-    refuse_without_gap(*sides, metric)
+    refuse_without_gap(*sides, metric, clusters=pairs.task.clusters())
     values = [table[:, wired.exists].T.double().numpy() for table in tables]
     sites = 2 * model.names.n_layers + 1 if by_site else 1
-    usable = [i for i, donor in enumerate(donors) if donor != i]
-    why = "" if len(usable) > 1 else "No two pairs have equal length, so there is no other pair to make a null from."
+    under, why = null_of(np.stack(values[1:]) if draws else None, others)
     gap, first = float((sides[0] - sides[1]).mean()), wired.exists.nonzero()[:, 1] == 0
-    return scored(wired, values[0], values[1][:, usable] if null and not why else None, name, metric, task, seed, began,
+    return scored(wired, values[0], under, name, metric, pairs.task, seed, began,
                   2 + 2 * len(alphas) * sites, why, completeness=float(values[0][first.numpy()].mean(1).sum()) / gap)  # fmt: skip
 
 
@@ -147,7 +147,7 @@ def flow(model, task: Task, *, seed: int = 0) -> Circuit:
                 table[group, part, :known] = _shares(x, run.writes[:known], real)[:, None]
         table[group, -1] = _shares(run.last, run.writes, last)
     values = table[:, wired.exists].T.double().numpy()
-    return scored(wired, values, None, "circuit.flow", "share of the stream", task, seed, began, 1,
+    return scored(wired, values, None, "circuit.flow", "share of the stream", pairs.task, seed, began, 1,
                   "Shares are never negative: no null of zero effect applies.")  # fmt: skip
 
 
@@ -169,33 +169,39 @@ def all_edges(wired: Wiring) -> tuple:
 
 def scored(wired: Wiring, per_prompt, under, method, metric, task, seed, began, cost, why="", edges=None,
            **more) -> Circuit:  # fmt: skip
-    """Edges (all of the model, if not given) with the means of [edge, prompt] values, their intervals and their null."""
+    """Edges (all of the model, if not given) with the means of [edge, prompt] values, their intervals and their null.
+
+    Args:
+        task: the rows that the prompts are (`Pairs.task`).
+    """
     names = dict(edges=edges or all_edges(wired), sizes=wired.sizes,
                  whole=int(wired.exists.sum()), method=method, task=task.name, seed=seed, cost=float(cost), why=why,
-                 metric=name_of(metric))  # fmt: skip
+                 metric=patching.name_of(metric))  # fmt: skip
     low = high = threshold = None
-    if per_prompt.shape[1] > 1:
-        weights = measure.bootstrap_weights(per_prompt.shape[1], DRAWS, seed)
+    weights = measure.cluster_weights(per_prompt.shape[1], task.clusters(), DRAWS, seed)
+    if weights is not None:
         low, high = np.quantile(per_prompt @ weights.T, [0.025, 0.975], axis=1)
     if under is not None:
-        threshold = measure.null_threshold(under, np.ones(under.shape[1]), draws=DRAWS, seed=seed + 1)
+        threshold = measure.null_threshold(under)
         names["null"] = "the same score for the change to another pair's corrupted prompt"
     return Circuit(scores=per_prompt.mean(1), per_prompt=per_prompt, ci_lo=low, ci_hi=high, null_p95=threshold,
                    seconds=time.perf_counter() - began, **names, **more)  # fmt: skip
 
 
-def refuse_without_gap(clean, corrupted, metric) -> None:
+def null_of(effects, others) -> tuple:
+    """Effects of the null [draw, component, prompt] of the prompts that have one, or None and why there are none."""
+    usable = [i for i, other in enumerate(others) if other]
+    if effects is None or len(usable) > 1:
+        return None if effects is None else effects[
+            ..., usable
+        ], "" if effects is not None else "No null was asked for."
+    return None, "No three pairs have equal length, so there is no other pair to make a null from."
+
+
+def refuse_without_gap(clean, corrupted, metric, who="Clean and corrupted prompts", clusters=None) -> None:
     """Do clean and corrupted prompts differ in the metric at all?"""
-    gap = clean - corrupted
-    noise = 3 * gap.std(ddof=1) / len(gap) ** 0.5 if len(gap) > 1 else 1e-6
-    if abs(gap.mean()) <= noise:
-        raise ValueError(f"Clean and corrupted prompts hardly differ in {name_of(metric)} ({clean.mean():+.3f} and "
-                         f"{corrupted.mean():+.3f}), so there is nothing a circuit could carry. task.score(model) shows it "
-                         "row by row.")  # fmt: skip
-
-
-def name_of(metric) -> str:
-    return metric if isinstance(metric, str) else getattr(metric, "__name__", "metric")
+    what = "there is nothing a circuit could carry. task.score(model) shows it row by row."
+    patching.refuse_without_gap(clean - corrupted, clean, corrupted, metric, clusters, who, what)
 
 
 def both(model, wired: Wiring, pairs: Pairs, group: list[int]) -> tuple[Writes, Writes]:
@@ -205,23 +211,4 @@ def both(model, wired: Wiring, pairs: Pairs, group: list[int]) -> tuple[Writes, 
 
 def groups(pairs: Pairs, wired: Wiring, model, copies: int) -> list[list[int]]:
     """Pairs by length, as many in a batch as its largest tensors allow."""
-    order = sorted(range(len(pairs.clean)), key=lambda i: len(pairs.clean[i]))
-    room = max(len(wired.sources), copies * 4 * model.names.n_layers) * model.names.d_model
-    found: list[list[int]] = []
-    for i in order:
-        width = len(pairs.clean[i])
-        if not found or (len(found[-1]) + 1) * width * room > FLOATS / 2:
-            found.append([])
-        found[-1].append(i)
-    return found
-
-
-def partners(pairs: Pairs, batches: list[list[int]], seed: int) -> list[int]:
-    """For each pair another of its batch and length, of the same template where there is one; itself if there is none."""
-    rng, found, templates = np.random.default_rng(seed), list(range(len(pairs.clean))), pairs.task.column("template")
-    for group in batches:
-        for i in group:
-            others = [j for j in group if j != i and len(pairs.clean[j]) == len(pairs.clean[i])]
-            others = [j for j in others if templates[j] == templates[i]] or others
-            found[i] = int(rng.choice(others)) if others else i
-    return found
+    return batches(pairs, max(len(wired.sources), copies * 4 * model.names.n_layers) * model.names.d_model, FLOATS // 2)

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
-from functools import partial
 
 import numpy as np
 
-from workbench.plot import BLUE, FAINT, GREY, INK, MARK
+from workbench.component import Component
+from workbench.plot import BLUE, FAINT, GREY, INK, MARK, RED, picture
 
-RED = "#b2182b"
-STYLES = {"q": (0, (4, 2)), "k": (0, (1, 1.5)), "v": "solid", "mlp_out": "solid", "logits": "solid"}
+STYLES = {"q": (0, (4, 2)), "k": (0, (1, 1.5))}  # all others solid
 
 
 def places(circuit) -> dict:
     """Where does each part stand? Part -> (x, y): heads in columns by their number, FFNs in a column of their own to the
-    right, embed at the bottom, logits on top; only layers and parts the circuit runs through."""
+    right, embed at the bottom, logits on top, features side by side in a row of their own; only layers and parts the
+    circuit runs through."""
     heads, nodes = circuit.sizes[1], circuit.nodes
-    levels = sorted({_level(node, circuit) for node in nodes})
-    column = {"z": lambda node: node.index, "mlp_out": lambda node: heads + 0.3}
+    levels, features = sorted({_level(node, circuit) for node in nodes}), [n for n in nodes if n.kind == "feature"]
+    column = {"z": lambda node: node.index, "mlp_out": lambda node: heads + 0.3,
+              "feature": lambda node: features.index(node) * max(0.55, (heads - 1) / max(1, len(features) - 1))}  # fmt: skip
     return {node: (column.get(node.kind, lambda node: (heads - 1) / 2)(node), levels.index(_level(node, circuit)))
             for node in nodes}  # fmt: skip
 
 
-def _level(node, circuit) -> int:
+def _level(node, circuit) -> float:
+    if node.kind == "feature":
+        at = Component.parse(circuit.saes[node.name])
+        return 2 * at.layer + (1.5 if at.kind == "resid_post" else -0.5)
     return {"embed": -1, "logits": 2 * circuit.sizes[0]}.get(
         node.kind, 2 * (node.layer or 0) + (node.kind == "mlp_out")
     )
@@ -57,12 +60,13 @@ def draw(circuit, *, edges: int = 120, labels: bool = True, title: str | None = 
             ax.add_patch(FancyArrowPatch(
                 (x0, y0), (x1, y1), arrowstyle="-|>", mutation_scale=5 + 5 * strength, shrinkA=7, shrinkB=8,
                 connectionstyle=f"arc3,rad={bend}", color=BLUE if score >= 0 else RED, lw=0.4 + 2.6 * strength,
-                alpha=0.2 + 0.75 * strength, linestyle=STYLES[edge.target.kind], zorder=1))  # fmt: skip
+                alpha=0.2 + 0.75 * strength, linestyle=STYLES.get(edge.target.kind, "solid"), zorder=1))  # fmt: skip
     for node, (x, y) in where.items():
-        marker = {"z": "o", "mlp_out": "s"}.get(node.kind, "D")
+        marker = {"z": "o", "mlp_out": "s", "feature": "h"}.get(node.kind, "D")
         ax.plot(x, y, marker, ms=13 if labels else 7, mfc="white", mec=INK, mew=0.8, zorder=2)
         if labels:
-            text = {"z": f"{node.layer}.{node.index}", "mlp_out": f"F{node.layer}"}.get(node.kind, node.kind[0].upper())
+            text = {"z": f"{node.layer}.{node.index}", "mlp_out": f"F{node.layer}",
+                    "feature": "err" if node.index == "error" else f"{node.index}"}.get(node.kind, node.kind[0].upper())  # fmt: skip
             ax.annotate(text, (x, y), ha="center", va="center", fontsize=6.5, color=INK, zorder=3)
     ax.set_xlim(min(xs) - 0.8, max(xs) + 0.8)
     ax.set_ylim(min(ys) - 0.6, max(ys) + 0.6)
@@ -108,10 +112,11 @@ def dots(result, *, ax=None):
     ax.plot(ends, ends, color=FAINT, lw=0.8, ls=":")
     ax.plot(result.clean, result.kept, "o", color=BLUE, ms=4, alpha=0.6)
     ax.axhline(result.corrupted.mean(), color=GREY, lw=0.8)
-    ax.annotate("no edge", (ends[0], result.corrupted.mean()), fontsize=7, color=FAINT, va="bottom")
+    ax.annotate("nothing kept", (ends[0], result.corrupted.mean()), fontsize=7, color=FAINT, va="bottom")
     ax.set_xlabel(f"{result.metric}, whole model")
     ax.set_ylabel(f"{result.metric}, circuit")
-    ax.set_title(f"faithfulness {result.value:.2f} with {result.edges} of {result.whole} edges", fontsize=9, color=INK)
+    line = f"faithfulness {result.value:.2f} with {result.edges} of {result.whole} {result.unit}"
+    ax.set_title(line, fontsize=9, color=INK)
     return ax.figure
 
 
@@ -119,12 +124,4 @@ def _axes(size: tuple[float, float]):
     """Axes of a new Figure, which a notebook shows as a picture when it is the last line of a cell."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, dpi=110, layout="constrained")
-    figure._repr_png_ = partial(_png, figure)
-    return figure.subplots()
-
-
-def _png(figure) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=figure.dpi, metadata={"Software": None})
-    return file.getvalue()
+    return picture(Figure(figsize=size, dpi=110, layout="constrained")).subplots()

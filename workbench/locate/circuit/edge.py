@@ -8,7 +8,7 @@ from functools import cached_property, lru_cache, total_ordering
 
 from workbench.component import Component
 
-SOURCES, TARGETS = ("embed", "z", "mlp_out"), ("q", "k", "v", "mlp_out", "logits")
+SOURCES, TARGETS = ("embed", "z", "mlp_out", "feature"), ("q", "k", "v", "mlp_out", "feature", "logits")
 
 
 @total_ordering
@@ -17,8 +17,9 @@ class Edge:
     """What one part writes, as one other part reads it: `z.2.1 -> q.4.3`.
 
     Args:
-        source: embed, a head (z.2.1) or an FFN (mlp_out.2).
-        target: a head's query, key or value (q.4.3), an FFN (mlp_out.4) or logits.
+        source: embed, a head (z.2.1) or an FFN (mlp_out.2); a feature (feature.NAME.77) or error term
+            (feature.NAME.error), where a stream is taken apart by an SAE.
+        target: a head's query, key or value (q.4.3), an FFN (mlp_out.4) or logits; a feature or error term.
     Raises:
         ValueError: for a pair that is no edge.
     """
@@ -32,8 +33,13 @@ class Edge:
             object.__setattr__(self, name, one)
             if one.kind not in kinds or one.is_family or one.position is not None:
                 raise ValueError(f"{one} cannot be the {name} of an edge. An edge goes from embed, a head (z.2.1) or an FFN "
-                                 "(mlp_out.2) to a head's query, key or value (q.4.3), an FFN or logits.")  # fmt: skip
-        if not self.source < self.target:  # within a layer q, k and v come first, then z, then the FFN
+                                 "(mlp_out.2) to a head's query, key or value (q.4.3), an FFN or logits; or from or to a "
+                                 "feature (feature.NAME.77).")  # fmt: skip
+        features = [one.kind == "feature" for one in (self.source, self.target)]
+        if all(features):
+            raise ValueError(f"{self}: features of one stream do not read each other.")
+        # within a layer q, k and v come first, then z, then the FFN; where features stand, only the model knows
+        if not any(features) and not self.source < self.target:
             raise ValueError(f"{self.source} -> {self.target} runs backwards: {self.target} is read first.")
 
     @classmethod

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from workbench import measure
-from workbench.locate.circuit.attribution import both, groups, name_of, refuse_without_gap
+from workbench.locate.causal.patching import name_of
+from workbench.locate.circuit.attribution import both, groups, refuse_without_gap
 from workbench.locate.circuit.graph import Circuit
 from workbench.locate.circuit.results import Curve, Faithfulness
 from workbench.model.edges import FLOATS, mixed, wiring
@@ -34,7 +35,8 @@ def faithfulness(
     began, task, wired = time.perf_counter(), Task.of(task), wiring(model)
     masks = [circuit.mask(wired), *random_masks(wired, len(circuit), random, seed)]
     clean, corrupted, kept = measured(model, task, masks, metric)
-    shares, low, high = measure.ratio_of_means(kept - corrupted, clean - corrupted, seed=seed)
+    clusters = task.on(model).task.clusters()
+    shares, low, high = measure.ratio_of_means(kept - corrupted, clean - corrupted, clusters, seed=seed)
     return Faithfulness(float(shares[0]), float(low[0]), float(high[0]), shares[1:], clean, corrupted, kept[0], len(circuit),
                         circuit.whole, name_of(metric), task.name, time.perf_counter() - began)  # fmt: skip
 
@@ -91,7 +93,7 @@ def minimality(model, task: Task, circuit: Circuit, *, metric="logit_diff", seed
         masks[-1][place] = 0
     clean, corrupted, kept = measured(model, task, masks, metric)
     worth = (kept[:1] - kept[1:]) / (clean - corrupted).mean()
-    mean, low, high = measure.mean_interval(worth.T, seed=seed)
+    mean, low, high = measure.mean_interval(worth.T, task.on(model).task.clusters(), seed=seed)
     return Circuit(circuit.edges, mean, circuit.sizes, circuit.whole, "circuit.minimality", name_of(metric), task.name, low,
                    high, per_prompt=worth, cost=1 + len(circuit), seconds=time.perf_counter() - began, seed=seed,
                    why="An edge outside the circuit has no effect on it, so the null is zero.")  # fmt: skip
@@ -160,7 +162,7 @@ def measured(model, task: Task, masks: list, metric):
             which = torch.arange(many).repeat(len(part))
             logits = mixed(model, wired, *runs, masks[part[0]] if len(part) == 1 else rows, which)
             kept[np.ix_(part, group)] = read(logits, own.repeat(len(part))).reshape(-1, many)
-    refuse_without_gap(clean, corrupted, metric)
+    refuse_without_gap(clean, corrupted, metric, clusters=pairs.task.clusters())
     return clean, corrupted, kept
 
 

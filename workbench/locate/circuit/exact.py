@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from workbench import measure
-from workbench.locate.circuit.attribution import all_edges, both, groups, name_of, scored
+from workbench.locate.causal.patching import name_of
+from workbench.locate.circuit.attribution import all_edges, both, groups, scored
 from workbench.locate.circuit.edge import Edge
 from workbench.locate.circuit.graph import Circuit
 from workbench.model.edges import FLOATS, Writes, mixed, wiring
@@ -59,7 +60,7 @@ def exact(model, task: Task, edges=None, *, metric="logit_diff", seed: int = 0, 
                     show.update(len(part) * len(group))
     values = np.stack(list(found.values()))
     cost = sum(len(here) * (model.names.n_layers - layer) / model.names.n_layers for layer, here in layers.items())
-    return scored(wired, values, None, "circuit.exact", metric, task, seed, began, 2 + cost,
+    return scored(wired, values, None, "circuit.exact", metric, pairs.task, seed, began, 2 + cost,
                   "Exact: no null run; the interval says what the prompts leave open.", tuple(found))  # fmt: skip
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from workbench import storage
 from workbench.component import Component
 from workbench.locate.circuit.edge import Edge
 from workbench.model.edges import wiring
@@ -21,13 +21,14 @@ class Circuit:
         edges: in forward order of what reads. scores: [edge], positive where the edge helps, in units of the metric.
         sizes: numbers of layers, heads, and heads for keys and values. whole: how many edges the model has.
         method, metric, task: how the scores were made.
-        ci_lo, ci_hi: [edge], bootstrap interval over prompts. null_p95: [edge], what |score| reaches under the null in
+        ci_lo, ci_hi: [edge], bootstrap interval, over clusters as in `Scores`. null_p95: [edge], what |score| reaches under the null in
             95 % of resamplings. NaN where a method has none; `why` says why.
         per_prompt: [edge, prompt], what the scores are means of; None where a method has none.
         null: one line on what `null_p95` is.
         completeness: of gradients along a path, what share of the metric's gap the edges out of the embedding add up to:
             1 with enough steps; far from 1, the scores are not to be trusted. NaN for other methods.
         cost: forward-pass equivalents (one batch of all prompts is one); seconds; seed.
+        saes: name -> place of the SAEs that take a stream apart (see `feature_edges`).
     """
 
     edges: tuple[Edge, ...]
@@ -47,6 +48,7 @@ class Circuit:
     seconds: float = float("nan")
     seed: int = 0
     why: str = ""
+    saes: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         edges = tuple(Edge.parse(one) for one in self.edges)
@@ -160,14 +162,14 @@ class Circuit:
 
     def pruned(self) -> Circuit:
         """Without the edges that are on no path from the embedding to the logits; they cannot have an effect."""
-        reached = {Component("embed")}
-        for edge in self.edges:  # sources stand before targets
-            if edge.source in reached:
-                reached.update(self.readers(edge.target))
-        needed = {Component("logits")}
-        for edge in reversed(self.edges):
-            if needed.intersection(self.readers(edge.target)):
-                needed.add(edge.source)
+        reached, needed = {Component("embed")}, {Component("logits")}
+        for _ in range(1 + 2 * len(self.saes)):  # sources stand before targets; features, wherever they are, last
+            for edge in self.edges:
+                if edge.source in reached:
+                    reached.update(self.readers(edge.target))
+            for edge in reversed(self.edges):
+                if needed.intersection(self.readers(edge.target)):
+                    needed.add(edge.source)
         return self.only(np.array([edge.source in reached and bool(needed.intersection(self.readers(edge.target)))
                                    for edge in self.edges], bool))  # fmt: skip
 
@@ -221,6 +223,9 @@ class Circuit:
         """
         import torch
 
+        if self.saes:
+            raise ValueError("Edges into and out of features cannot be switched one by one. Keep the nodes of this circuit "
+                             "instead: wb.locate.circuit.keep(model, task, circuit.nodes).")  # fmt: skip
         if tuple(self.sizes) != tuple(wired.sizes):
             raise ValueError(f"This circuit belongs to a model of (layers, heads, key heads) = {tuple(self.sizes)}, not "
                              f"{tuple(wired.sizes)}.")  # fmt: skip
@@ -260,15 +265,11 @@ class Circuit:
 
     def save(self, path) -> Path:
         """Write the circuit as one JSON file (without the per-prompt scores)."""
-        path = Path(path)
         plain = {name: getattr(self, name) for name in PLAIN}
         numbers = {name: [None if x != x else x for x in getattr(self, name).tolist()] for name in ("scores", *COLUMNS)}
         plain = {name: None if value != value else value for name, value in plain.items()}
         edges = [str(edge) for edge in self.edges]
-        path.write_text(
-            json.dumps(plain | {"sizes": list(self.sizes), "edges": edges} | numbers) + "\n", encoding="utf-8"
-        )
-        return path
+        return storage.write_file(path, plain | {"sizes": list(self.sizes), "edges": edges} | numbers)
 
     @classmethod
     def load(cls, path) -> Circuit:
@@ -277,8 +278,8 @@ class Circuit:
         Raises:
             ValueError: for a file that is no circuit.
         """
-        plain = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(plain, dict) or "edges" not in plain or "scores" not in plain:
+        plain = storage.read(cls, path)
+        if "edges" not in plain or "scores" not in plain:
             raise ValueError(f"{path} holds no circuit. Circuit.load takes the file that save() wrote.")
         for name in ("scores", *COLUMNS):
             plain[name] = np.array([np.nan if x is None else x for x in plain[name]], float)
@@ -287,4 +288,4 @@ class Circuit:
 
 
 COLUMNS = ("ci_lo", "ci_hi", "null_p95")
-PLAIN = ("whole", "method", "metric", "task", "null", "completeness", "cost", "seconds", "seed", "why")
+PLAIN = ("whole", "method", "metric", "task", "null", "completeness", "cost", "seconds", "seed", "why", "saes")

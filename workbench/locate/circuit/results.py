@@ -12,10 +12,11 @@ class Faithfulness:
     """How much of the behaviour does a circuit keep? (m(circuit) - m(no edge)) / (m(model) - m(no edge)), means over prompts.
 
     Attributes:
-        value, ci_lo, ci_hi: 1 is the whole model, 0 the corrupted run; the interval is a bootstrap over prompts.
+        value, ci_lo, ci_hi: 1 is the whole model, 0 the corrupted run; the interval is a bootstrap, over
+            clusters as in `Scores`.
         random: the same for random circuits of as many edges.
         clean, corrupted, kept: the metric for each prompt [prompt]: in the whole model, without any edge, in the circuit.
-        edges, whole: how many edges the circuit and the model have.
+        edges, whole: how many edges (or nodes, see `unit`) the circuit and the model have.
     """
 
     value: float
@@ -30,13 +31,14 @@ class Faithfulness:
     metric: str
     task: str
     seconds: float
+    unit: str = "edges"
 
     def __float__(self) -> float:
         return self.value
 
     def __repr__(self) -> str:
         beside = f", random circuits {self.random.mean():.2f}" if len(self.random) else ""
-        return (f"Faithfulness({self.value:.2f} [{self.ci_lo:.2f}, {self.ci_hi:.2f}] with {self.edges} of {self.whole} edges"
+        return (f"Faithfulness({self.value:.2f} [{self.ci_lo:.2f}, {self.ci_hi:.2f}] with {self.edges} of {self.whole} {self.unit}"
                 f"{beside}; {self.task + ', ' if self.task else ''}n={len(self.kept)})")  # fmt: skip
 
     @property

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from operator import attrgetter
 from pathlib import Path
 
 import torch
 
+from workbench import storage
 from workbench.component import Component
+from workbench.locate.causal.places import STREAM
 from workbench.locate.features.tokens import at_place, batches, kept, known
+from workbench.locate.vocabulary.circuits import own_basis
+from workbench.locate.vocabulary.readout import Readout
+from workbench.plot import picture
 from workbench.sae import SAE
 
 
@@ -67,19 +71,17 @@ class Contexts:
         axes.set_title(
             f"{self.component}   fires at {self.density:.2%} of tokens\npromotes: {words}", fontsize=9, loc="left"
         )
-        return figure
+        return picture(figure)
 
     def save(self, path) -> Path:
         """Write one JSON file."""
-        path = Path(path)
         plain = asdict(self) | {"component": str(self.component)}
-        path.write_text(json.dumps(plain, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        return path
+        return storage.write_file(path, plain)
 
     @classmethod
     def load(cls, path) -> Contexts:
         """Read it back."""
-        plain = json.loads(Path(path).read_text(encoding="utf-8"))
+        plain = storage.read(cls, path)
         plain["component"] = Component.parse(plain["component"])
         for side in ("promoted", "suppressed"):
             plain[side] = [tuple(pair) for pair in plain[side]]
@@ -97,7 +99,7 @@ def contexts(model, sae: SAE, index, prompts, *, k: int = 8, window: int = 12, w
     Returns:
         Contexts, or a list of them for a list. A feature that fires nowhere has no rows.
     Raises:
-        ValueError: for a feature that the SAE does not have.
+        ValueError: for a feature that the SAE does not have, or an SAE that writes neither to the stream nor to z.
     """
     sae = (sae if isinstance(sae, SAE) else model.saes[sae]).to("cpu")
     single = isinstance(index, int)
@@ -136,16 +138,23 @@ def contexts(model, sae: SAE, index, prompts, *, k: int = 8, window: int = 12, w
 def promoted(model, sae: SAE, features) -> torch.Tensor:
     """Decoder rows through the final norm's gain and the unembedding: [feature, d_vocab], each feature's mean removed.
 
-    What a feature adds to the logits directly; what later layers make of it is not in it.
+    What a feature adds to the logits directly; what later layers make of it is not in it. Rows at z go through W_O first,
+    rows at ln_final have the gain behind them.
+
+    Raises:
+        ValueError: for an SAE that writes neither to the stream nor to z.
     """
-    rows = sae.W_dec[features].to("cpu")
-    if rows.shape[1] != model.names.d_model:
+    rows, names, at = sae.W_dec[features].to("cpu"), model.names, sae.at
+    if at.kind == "z":
+        heads = [at.index] if isinstance(at.index, int) else range(names.n_heads)
+        rows = rows @ torch.cat([model.weight("W_O", at.layer, head) for head in heads]).cpu()
+        block = attrgetter(names.row.layers)(model.hf)[at.layer]
+        rows = own_basis(rows, names.row.attn_add, block, (names.row.attn, names.row.heads), names)
+    elif at.kind not in (*STREAM, "embed", "ln_final"):
         raise ValueError(f"{sae!r} does not write to the stream, so its features promote no words directly.")
-    norm = attrgetter(model.names.row.ln_final)(model.hf)
-    gain = norm.weight.detach().float().cpu()
-    gain = 1 + gain if "Gemma" in type(norm).__name__ else gain
-    rows = rows - rows.mean(1, keepdim=True) if isinstance(norm, torch.nn.LayerNorm) else rows
-    logits = (rows * gain) @ model.weight("W_U").cpu()
+    readout = Readout(model)
+    matrix = model.weight("W_U").cpu() * readout.factor if at.kind == "ln_final" else readout.matrix().cpu()
+    logits = rows @ matrix
     return logits - logits.mean(1, keepdim=True)
 
 

@@ -12,6 +12,8 @@ from workbench import measure
 from workbench.component import Component, components
 from workbench.intervention import Add, Scale
 from workbench.locate.features.finding import Sides, attached
+from workbench.locate.features.tokens import by_token
+from workbench.plot import picture
 from workbench.task import Task
 
 
@@ -60,7 +62,7 @@ class Effects:
         axes.set_yticks(range(len(rows)), [row["arm"] for row in rows])
         axes.axvline(0, color="#8a919c", lw=0.8)
         axes.set_xlabel(f"change of {self.metric} ({self.task}, {self.n} prompts)")
-        return figure
+        return picture(figure)
 
 
 def effect(
@@ -93,13 +95,14 @@ def effect(
         raise ValueError(f"None of {found} fires on the clean prompts of this task, so multiplying changes nothing.")
     base = model.logits(pairs.clean, spans=pairs.spans)
     before = of(base, pairs.answer, pairs.foil).double().numpy()
-    decoder = sae.W_dec.cpu()
-    size = float(((1 - factor) * sides.yes[:, own] @ decoder[own]).norm(dim=1).mean())
+    given, local = by_token(model, sae, pairs.clean, position, pairs.spans), sae.to("cpu")
+    moves = [local.change((factor - 1) * local.encode(x, own), x, own).norm(dim=-1).mean() for x in given]
+    size = float(torch.stack(moves).mean())  # what the features move a token by, of which controls are given as much
 
     def arm(name: str, *change) -> dict:
         logits = model.logits(pairs.clean, *change, spans=pairs.spans)
         after = of(logits, pairs.answer, pairs.foil).double().numpy()
-        mean, low, high = measure.mean_interval(after - before, seed=seed)
+        mean, low, high = measure.mean_interval(after - before, pairs.task.clusters(), seed=seed)
         moved = measure.kl(base, logits).mean()
         return {"arm": name, "before": before.mean(), "after": after.mean(), "change": float(mean), "ci_lo": float(low),
                 "ci_hi": float(high), "kl": float(moved)}  # fmt: skip
@@ -120,7 +123,7 @@ def effect(
     pushes = torch.randn(draws, len(means), generator=torch.Generator().manual_seed(seed))
     rows.append(worst([arm("random direction", Add(at, size * measure.unit(push))) for push in pushes]))
     return Effects(rows, found, factor, metric if isinstance(metric, str) else getattr(metric, "__name__", "metric"),
-                   task.name, len(before), 4.0 + 2 * draws, time.perf_counter() - began, seed)  # fmt: skip
+                   task.name, len(before), 5.0 + 2 * draws, time.perf_counter() - began, seed)  # fmt: skip
 
 
 def _alike(level: torch.Tensor, own: list[int], rng) -> list[int]:

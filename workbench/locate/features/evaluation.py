@@ -12,6 +12,7 @@ from workbench import measure
 from workbench.locate.features.tokens import at_place, batches, kept, known
 from workbench.model.features import write
 from workbench.model.plan import TOKENS_PER_PASS
+from workbench.plot import picture
 from workbench.sae import SAE
 
 
@@ -72,7 +73,7 @@ class Quality:
         right.set_xlabel("log10 share of tokens at which a feature fires")
         right.set_ylabel("features")
         figure.suptitle(f"{self.name} at {self.at}: {self.n_tokens} held-out tokens", fontsize=10)
-        return figure
+        return picture(figure)
 
 
 def evaluate(model, sae: SAE, prompts, *, seed: int = 0) -> Quality:

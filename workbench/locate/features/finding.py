@@ -10,7 +10,8 @@ import torch
 
 from workbench import measure
 from workbench.intervention import Add, Clamp
-from workbench.locate.features.tokens import codes
+from workbench.locate.features.tokens import by_token, codes
+from workbench.model.plan import Prompts
 from workbench.sae import SAE
 from workbench.scores import Scores
 from workbench.task import Task
@@ -26,7 +27,8 @@ def find(model, task, sae, by: str = "difference", *, position=-1, metric="logit
     - "difference": mean activation on the one side minus the other, in units of the stream.
     - "auroc": 2 AUROC - 1, from -1 (only the other side) over 0 (no telling apart) to 1.
     - "attribution": (f_clean - f_corrupted) dm/df on the clean prompts, what taking the feature's value from the
-      corrupted prompt would cost the metric, to first order; the error term is held fixed.
+      corrupted prompt would cost the metric, to first order, summed over the tokens of a span; the error term is held
+      fixed.
     - "output": the exact change of the metric when the corrupted prompts get the feature at the largest activation it
       has on any of the prompts; for the `candidates` that differ most between the sides. A feature that detects a
       behaviour often does not cause it: this is the test.
@@ -68,14 +70,14 @@ def find(model, task, sae, by: str = "difference", *, position=-1, metric="logit
         return _output(model, sae, sides, alive, candidates, measure.metric(metric), metric, position, rng, seed, began)
     if by == "attribution":
         per_prompt, base = _attribution(model, sae, sides, alive.tolist(), measure.metric(metric), position)
-        values, low, high = measure.mean_interval(per_prompt.T, seed=seed)
+        values, low, high = measure.mean_interval(per_prompt.T, sides.task.clusters(), seed=seed)
         null = np.abs(_flips(per_prompt.shape[1], rng) @ per_prompt.T / per_prompt.shape[1])
-        cost = 4.0
+        cost = 7.0
     else:
         statistic = _difference if by == "difference" else _separation
         values = statistic(yes, no)
         per_prompt = (yes - no).T if sides.pairs is not None else np.concatenate([yes, no]).T
-        low, high = _interval(statistic, yes, no, sides.pairs is not None, rng)
+        low, high = _interval(statistic, yes, no, sides, rng, seed)
         null = np.stack([np.abs(statistic(*_shuffled(yes, no, sides.pairs is not None, rng))) for _ in range(DRAWS)])
         cost = 2.0
     extra |= {"null_max": np.full(len(alive), np.quantile(null.max(1), 0.95)), "active": (yes > 0).mean(0),
@@ -90,7 +92,8 @@ def find(model, task, sae, by: str = "difference", *, position=-1, metric="logit
 
 @dataclass(frozen=True, eq=False)
 class Sides:
-    """The two sides of a task: features [prompt, d_sae] of each; the pairs, where it has pairs."""
+    """The two sides of a task: features [prompt, d_sae] of each; the pairs, where it has pairs; the task's rows that were
+    read, of labelled texts the one side's first."""
 
     yes: torch.Tensor
     no: torch.Tensor
@@ -113,18 +116,21 @@ class Sides:
         rows = list(task)
         found = codes(model, sae, [model.ids(row["text"]) for row in rows], position)
         own = torch.tensor([row["label"] == positive for row in rows])
-        return cls(found[own], found[~own], None, task)
+        ordered = sorted(rows, key=lambda row: row["label"] != positive)
+        return cls(found[own], found[~own], None, Task(ordered, task.name))
 
 
 def attached(model, sae) -> SAE:
     """An SAE of this model, by itself or by its name.
 
     Raises:
-        ValueError: when it is not attached, so that its features have no address yet.
+        ValueError: when it is not attached, so that its features have no address yet, or another is under its name.
     """
-    name = sae.name if isinstance(sae, SAE) else sae
-    if name not in model.saes or (isinstance(sae, SAE) and sae.W_dec.shape != model.saes[name].W_dec.shape):
-        known = ", ".join(model.saes) or "none"
+    name, known = sae.name if isinstance(sae, SAE) else sae, ", ".join(model.saes) or "none"
+    if name in model.saes and isinstance(sae, SAE) and not torch.equal(sae.W_dec.cpu(), model.saes[name].W_dec.cpu()):
+        raise ValueError(f"Another SAE is attached as {name!r}, with other features than this one. Type: "
+                         f"model.attach(sae, '{name}_2'), or model.detach({name!r}) first.")  # fmt: skip
+    if name not in model.saes:
         raise ValueError(f"The SAE {name!r} is not attached to this model (attached: {known}), so its features have no "
                          "address. Type: sae = model.attach(sae)")  # fmt: skip
     return model.saes[name]
@@ -150,13 +156,20 @@ def _shuffled(yes, no, paired: bool, rng):
     return both[: len(yes)], both[len(yes) :]
 
 
-def _interval(statistic, yes, no, paired: bool, rng, draws: int = 200):
+def _interval(statistic, yes, no, sides: Sides, rng, seed: int, draws: int = 200):
+    paired, clusters = sides.pairs is not None, sides.task.clusters()
     if min(len(yes), len(no)) < 2:
         return np.full(yes.shape[1], np.nan), np.full(yes.shape[1], np.nan)
     drawn = []
-    for _ in range(draws):
+    for _ in range(0 if clusters else draws):
         i = rng.integers(0, len(yes), len(yes))
         drawn.append(statistic(yes[i], no[i if paired else rng.integers(0, len(no), len(no))]))
+    n = len(yes) if paired else len(yes) + len(no)
+    for counts in measure.cluster_counts(n, clusters, draws, seed) if clusters else ():
+        i = np.repeat(np.arange(n), counts)
+        one, other = (i, i) if paired else (i[i < len(yes)], i[i >= len(yes)] - len(yes))
+        if len(one) and len(other):  # a draw of few clusters may miss a side
+            drawn.append(statistic(yes[one], no[other]))
     return np.quantile(drawn, [0.025, 0.975], axis=0)
 
 
@@ -172,18 +185,25 @@ def _attribution(model, sae, sides, features, of, position):
     """[feature, prompt], and the metric's mean on either side."""
     if position is None:
         raise ValueError("by='attribution' is taken at one position: give position=-1, a number or a span of the task.")
-    pairs = sides.pairs
-    place = sae.at.at(position)
+    pairs, n, sae = sides.pairs, len(sides.pairs.clean), sae.to("cpu")
+    given = [by_token(model, sae, side, position, pairs.spans) for side in (pairs.clean, pairs.corrupted)]
+    effects, clean = torch.zeros(len(features), n), torch.zeros(n)
+    for length in sorted({len(ids) for ids in pairs.clean}):
+        some = [i for i in range(n) if len(pairs.clean[i]) == length]
+        answer, foil = pairs.answer[some], pairs.foil[some]
 
-    def metric(logits, rows):
-        return of(logits, pairs.answer[rows], pairs.foil[rows])
+        def metric(logits, rows, answer=answer, foil=foil):
+            return of(logits, answer[rows], foil[rows])
 
-    clean, seen, slopes = model.gradients(pairs.clean, [place], metric, spans=pairs.spans)
+        clean[some], _, slopes = model.gradients([pairs.clean[i] for i in some], [sae.at], metric)
+        (slopes,) = slopes.values()
+        for row, i in enumerate(some):  # token by token: a product of means over a span is no sum of products
+            columns = Prompts([pairs.clean[i]], spans=[pairs.spans[i]]).columns(sae.at.at(position), 0)
+            slope = sae.slope(slopes[row, columns], given[0][i], features)
+            mine, other = (sae.encode(side[i], features) for side in given)
+            effects[:, i] = ((mine - other) * slope).sum(0)
     corrupted = of(model.logits(pairs.corrupted, spans=pairs.spans), pairs.answer, pairs.foil)
-    (one,) = seen
-    slope = sae.to("cpu").slope(slopes[one], seen[one], features)
-    effects = (sides.yes - sides.no)[:, features] * slope
-    return effects.T.double().numpy(), (float(clean.mean()), float(corrupted.mean()))
+    return effects.double().numpy(), (float(clean.mean()), float(corrupted.mean()))
 
 
 def _output(model, sae, sides, alive, candidates, of, metric, position, rng, seed, began) -> Scores:
@@ -201,14 +221,16 @@ def _output(model, sae, sides, alive, candidates, of, metric, position, rng, see
     clean = of(model.logits(pairs.clean, spans=pairs.spans), pairs.answer, pairs.foil).double().numpy()
     effects = np.stack([run(Clamp(sae.feature(i).at(position), float(top[i]))) - base for i in chosen])
     # the same push, along features drawn at random from those that fire here
-    size = float(np.median([float(top[i] * sae.W_dec[i].norm()) for i in chosen]))
+    x, local = torch.cat(by_token(model, sae, pairs.corrupted, position, pairs.spans)), sae.to("cpu")
+    moved = [local.change(top[[i]] - local.encode(x, [i]), x, [i]).norm(dim=-1).mean() for i in chosen]
+    size = float(np.median(moved))
     others = [int(i) for i in alive if int(i) not in chosen] or alive.tolist()
     drawn = rng.choice(others, size=min(16, len(others)), replace=False)
     at = sae.at.at(position)
     pushed = np.stack([run(Add(at, size * sae.W_dec[i].cpu() / sae.W_dec[i].cpu().norm())) - base for i in drawn])
     weights = measure.bootstrap_weights(len(base), DRAWS, seed)
     null = np.abs(pushed @ weights.T)
-    values, low, high = measure.mean_interval(effects.T, seed=seed)
+    values, low, high = measure.mean_interval(effects.T, pairs.task.clusters(), seed=seed)
     flipped = np.abs(_flips(effects.shape[1], rng) @ effects.T / effects.shape[1])
     columns = {"null_max": np.full(len(chosen), np.quantile(null.max(0), 0.95)),
                "null_shuffled": np.quantile(flipped, 0.95, axis=0), "clamped_to": top[chosen].double().numpy(),
@@ -216,4 +238,4 @@ def _output(model, sae, sides, alive, candidates, of, metric, position, rng, see
     return Scores([sae.feature(i).at(position) for i in chosen], values, low, high,
                   np.full(len(chosen), np.quantile(null, 0.95)), effects, "features.output", _name(metric),
                   float(clean.mean()), float(base.mean()), "", "features drawn at random, pushed equally far", {},
-                  sides.task.name, 4.0 + len(chosen) + len(drawn), time.perf_counter() - began, seed, "", columns)  # fmt: skip
+                  sides.task.name, 5.0 + len(chosen) + len(drawn), time.perf_counter() - began, seed, "", columns)  # fmt: skip

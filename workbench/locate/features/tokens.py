@@ -86,6 +86,18 @@ def activations(model, prompts, at, limit: int | None = None, dtype=torch.float3
     return torch.cat(found)[:limit]
 
 
+def by_token(model, sae: SAE, ids: list[torch.Tensor], position=None, spans=None) -> list[torch.Tensor]:
+    """What an SAE is given at the tokens of a position or span of each prompt (at all, without one): [token, d_in] each."""
+    found: list = [None] * len(ids)
+    place = Component("feature", None, 0, position, sae.name)
+    for numbers, part in batches(model, ids, TOKENS_PER_PASS // 2):
+        part.spans = [spans[i] for i in numbers] if spans else part.spans
+        (x,) = at_place(model, part, sae.source)
+        for row, number in enumerate(numbers):
+            found[number] = x[row, part.columns(place, row)]
+    return found
+
+
 def codes(model, sae: SAE, ids: list[torch.Tensor], position=None, spans=None) -> torch.Tensor:
     """Features of each prompt [prompt, d_sae]: at a position or span (its mean), or each feature's largest, over tokens."""
     found: torch.Tensor | None = None

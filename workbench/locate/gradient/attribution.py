@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from workbench import measure
-from workbench.locate.causal.null import draws_of, partners, threshold
+from workbench.locate.causal.null import donors, draws_of, partners
 from workbench.locate.causal.patching import DIRECTIONS, name_of, reader, refuse_without_gap
 from workbench.locate.causal.places import batches
 from workbench.locate.gradient.attention import Attention
@@ -99,17 +99,18 @@ def _attribute(model, task, at, positions, direction, metric, qk_fix, grad_drop,
             own = run(model, batch[0], acts, of, slopes=sorted(slopes), drop=grad_drop)
         other = run(model, batch[1], acts, of)
         base[group], source[group] = own.value.cpu().numpy(), other.value.cpu().numpy()
-        donors = [[group.index(others[i][d]) if others[i] else k for k, i in enumerate(group)] for d in range(draws)]
-        _effects(model, chosen, batch[0], group, own, other.acts, donors, qk_fix, moved)
+        theirs = [donors(others, group, draw) for draw in range(draws)]
+        _effects(model, chosen, batch[0], group, own, other.acts, theirs, qk_fix, moved)
     effects, under = moved[0], moved[1:]
     clean, corrupted = (base, source) if noising else (source, base)
     gap, usable = clean - corrupted, [i for i in range(n) if others[i] is not None]
-    refuse_without_gap(gap, clean, corrupted, metric)
+    clusters = pairs.task.clusters()
+    refuse_without_gap(gap, clean, corrupted, metric, clusters)
     effects *= np.sign(gap.mean()) if grad_drop else -1 if noising else 1
-    values, low, high = measure.ratio_of_means(effects, gap, seed=seed)
+    values, low, high = measure.ratio_of_means(effects, gap, clusters, seed=seed)
     limit, why = np.full(len(values), np.nan), "" if null else "No null was asked for."
     if draws and len(usable) >= 2:
-        limit = threshold(under[..., usable]) / abs(gap[usable].mean())
+        limit = measure.null_threshold(under[..., usable]) / abs(gap.mean())
     elif null:
         why = "No three prompts have equal length, so there is no other pair to make a null from."
     how = "relevance_patch" if rules else "attribution_patch" + ", QK fix" * qk_fix + ", GradDrop" * grad_drop
@@ -119,13 +120,13 @@ def _attribute(model, task, at, positions, direction, metric, qk_fix, grad_drop,
                   time.perf_counter() - began, seed, why)  # fmt: skip
 
 
-def _effects(model, chosen, prompts, group, own, other: dict, donors: list[list[int]], qk_fix: bool, into) -> None:
+def _effects(model, chosen, prompts, group, own, other: dict, theirs: list, qk_fix: bool, into) -> None:
     """(a' - a) dm/da of every component, summed over its positions, into [draw, component, prompt].
 
     The first draw takes a' from the other side, the rest from other prompts of this side.
     """
     names, masks = model.names, chosen.masks(group, prompts, own.value.device)
-    theirs = [torch.tensor(donor, device=own.value.device) for donor in donors]
+    theirs = [one.to(own.value.device) for one in theirs]
     for part in chosen.members:
         kind, layer, _ = part
         mask = masks[chosen.used(part)]

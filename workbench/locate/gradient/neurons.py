@@ -78,10 +78,10 @@ def knowledge_neurons(model, task, at="neuron.*.*", *, position=-1, metric="prob
                     index = [wanted[i].index for i in rows[layer]]
                     found[np.ix_([side], rows[layer], group)] = total[:, index].T.double().cpu().numpy()[None]
                     cost += 2 * steps * (1 - layer / names.n_layers) * len(group) / n
-    score, low, high = measure.mean_interval(found[0].T, seed=seed)
+    score, low, high = measure.mean_interval(found[0].T, pairs.task.clusters(), seed=seed)
     limit, why = np.full(len(wanted), np.nan), "" if null else "No null was asked for."
     if null and n > 1:
-        limit = measure.null_threshold(found[1], np.ones(n), seed=seed + 1)
+        limit = measure.null_threshold(found[1].T[:, :, None], together=n)  # a further draw is as many other facts
     elif null:
         why = "One prompt: neither interval nor null."
     shared = (found[0] >= reach * found[0].max(0)).mean(1)

@@ -86,6 +86,8 @@ def _visit(names: Names, rows, stops, wanted, slopes, metric, switches, embed):
             place.set(value)
         if switches is not None and site[0] in ("attn_out", "mlp_out"):
             value.register_hook(_gate(switches, site[1]))
+            value = value * 1  # slopes are read behind the gate: at it, autograd gives one or the other
+            place.set(value)
         if site in wanted:
             kept[site] = value
     value = metric(names.nn.output.logits[:, -1].float(), rows)

@@ -11,7 +11,7 @@ import torch
 
 from workbench import measure
 from workbench.component import Component
-from workbench.locate.causal.null import draws_of, threshold
+from workbench.locate.causal.null import donors, draws_of
 from workbench.locate.causal.patching import name_of, reader, refuse_without_gap
 from workbench.locate.causal.places import batches, cells_of
 from workbench.locate.gradient.attribution import others_of
@@ -75,7 +75,7 @@ def saliency(model, task, *, positions=None, how="norm", metric="logit_diff", ba
         by_token = here.norm(dim=-1) * slope.norm(dim=-1) if norm else ((here - start) * slope).sum(-1)
         _cut(found, group, prompts, by_token)
         for draw in range(0 if norm else draws):
-            theirs = here[_donors(others, group, draw)]  # comes in place of the own token, or of the baseline
+            theirs = here[donors(others, group, draw)]  # comes in place of the own token, or of the baseline
             _cut(under[draw], group, prompts, ((theirs - (here if contrast else start)) * slope).sum(-1))
     if norm:
         under, others = [[rng.permutation(one) for one in found] for _ in range(draws)], [[i] for i in range(n)]
@@ -132,7 +132,7 @@ def integrated_gradients(model, task, *, positions=None, metric="logit_diff", ba
                 ends[end, group] = run(model, prompts, [], of, embed=embed).value.cpu().numpy()
             _cut(found, group, prompts, _along(model, prompts, of, start, here, steps, show))
             for draw in range(draws):
-                there = (start if contrast else here)[_donors(others, group, draw)]
+                there = (start if contrast else here)[donors(others, group, draw)]
                 _cut(under[draw], group, prompts, _along(model, prompts, of, start, there, few, show))
     gap = ends[0] - ends[1]
     missing = np.abs(np.array([one.sum() for one in found]) - gap) / np.maximum(np.abs(gap), 1e-9)
@@ -157,11 +157,6 @@ def _along(model, prompts: Prompts, of, start, end, steps: int, show) -> torch.T
         total += seen.slopes[0][EMBED].unflatten(0, (len(part), n)).sum(0)
         show.update(n * len(part))
     return ((end - start) * total / steps).sum(-1)
-
-
-def _donors(others, group, draw: int) -> torch.Tensor:
-    """Which prompt of the batch stands in for each, in one draw of the null; itself where there is none."""
-    return torch.tensor([group.index(others[i][draw]) if others[i] else k for k, i in enumerate(group)])
 
 
 def _said(baseline) -> str:
@@ -226,17 +221,17 @@ def _scores(model, pairs, name, known, positions, method, metric, found, under, 
     def placed(values, prompts):
         return np.array([[values[i][columns[i]].sum() for i in prompts] for columns in where])
 
-    effects, scale = placed(found, range(len(found))), 1.0
+    effects, scale, clusters = placed(found, range(len(found))), 1.0, pairs.task.clusters()
     if start is not None:  # shares of what tells the two sides apart
         gap = value - start
-        refuse_without_gap(gap, value, start, metric)
-        values, low, high = measure.ratio_of_means(effects, gap, seed=seed)
-        scale = abs(gap[usable].mean()) if usable else 1.0
+        refuse_without_gap(gap, value, start, metric, clusters)
+        values, low, high = measure.ratio_of_means(effects, gap, clusters, seed=seed)
+        scale = abs(gap.mean())
     else:
-        values, low, high = measure.mean_interval(effects.T, seed=seed)
+        values, low, high = measure.mean_interval(effects.T, clusters, seed=seed)
     limit, why = np.full(len(values), np.nan), "" if null else "No null was asked for."
     if under and len(usable) >= 2:
-        limit = threshold(np.stack([placed(draw, usable) for draw in under])) / scale
+        limit = measure.null_threshold(np.stack([placed(draw, usable) for draw in under])) / scale
     elif null:
         why = "No three prompts have equal length, so there is no other prompt to make a null from."
     asked = name_of(metric) + ("" if known else " of the model's first choice against its second")

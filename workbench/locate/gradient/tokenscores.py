@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import json
 from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 
+from workbench import storage
+from workbench.plot import picture
 from workbench.scores import Scores
 
 
@@ -73,35 +71,24 @@ class TokenScores(Scores):
         ax.set_title(
             f"{self.method}: strongest {limit:.2g} ({self.metric})", fontsize=8.5, loc="left", parse_math=False
         )
-        figure._repr_png_ = partial(_png, figure)  # a Figure made without pyplot does not show itself in a notebook
-        return figure
+        return picture(figure)
 
-    def save(self, folder) -> Path:
-        """As `Scores.save`, and `tokens.json` beside it."""
-        folder = super().save(folder)
+    def files(self) -> dict:
+        """As of `Scores`, and `tokens.json` beside it."""
         plain = {"tokens": self.tokens, "by_token": [[float(x) for x in one] for one in self.by_token],
                  "gaps": [None if x != x else float(x) for x in self.gaps]}  # fmt: skip
-        (folder / "tokens.json").write_text(json.dumps(plain) + "\n", encoding="utf-8")
-        return folder
+        return super().files() | {"tokens.json": plain}
 
     @classmethod
     def load(cls, folder) -> TokenScores:
         """Read them back."""
         scores = super().load(folder)
-        plain = json.loads((Path(folder) / "tokens.json").read_text(encoding="utf-8"))
+        plain = storage.read(cls, folder, "tokens.json")
         gaps = np.array([np.nan if x is None else x for x in plain["gaps"]])
         return replace(scores, tokens=plain["tokens"], by_token=[np.array(one) for one in plain["by_token"]], gaps=gaps)
 
 
 WIDTH = 96  # characters in a line
-
-
-def _png(figure) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    file = io.BytesIO()
-    FigureCanvasAgg(figure).print_figure(file, format="png", dpi=figure.dpi, metadata={"Software": None})
-    return file.getvalue()
 
 
 def _lines(tokens, values) -> list:

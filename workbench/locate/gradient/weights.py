@@ -10,7 +10,7 @@ import torch
 
 from workbench import measure
 from workbench.component import components
-from workbench.locate.causal.null import draws_of, threshold
+from workbench.locate.causal.null import draws_of
 from workbench.locate.causal.patching import name_of
 from workbench.locate.causal.places import batches
 from workbench.locate.gradient.passes import refuse_without_slope, tokens_per_pass
@@ -21,12 +21,13 @@ from workbench.scores import Scores
 from workbench.task import Task
 
 RULES = ("snip", "fisher")
+BY_DEFAULT = ("q", "k", "v", "z", "mlp_out")
 KINDS = ("q", "k", "v", "z", "attn_out", "neuron", "mlp_out")
 NUMBERS_AT_ONCE = 2**25  # of per-example gradients
 DRAWS = 2
 
 
-def weight_importance(model, task, at=("q", "k", "v", "z", "mlp_out"), *, rule: str = "snip", metric="log_prob", null=True,
+def weight_importance(model, task, at=None, *, rule: str = "snip", metric="log_prob", null=True,
                       seed: int = 0) -> Scores:  # fmt: skip
     """Which weights does the answer depend on? Gradients of the weights, example by example, added up by component.
 
@@ -42,7 +43,8 @@ def weight_importance(model, task, at=("q", "k", "v", "z", "mlp_out"), *, rule: 
     this answer more than for words in general.
 
     Args:
-        task: pairs (their clean side); at: a kind, component, family or a list of them, without positions.
+        task: pairs (their clean side). at: a kind, component, family or a list of them, without positions; by default q, k,
+            v, z and mlp_out, as far as the model offers them.
         metric: "log_prob" (the loss, but for its sign), "logit_diff", "prob" or a function (logits, answer, foil).
     Returns:
         Scores, with the column `per_weight`: how many times the importance of an average weight. Cost: one pass forward
@@ -59,6 +61,7 @@ def weight_importance(model, task, at=("q", "k", "v", "z", "mlp_out"), *, rule: 
     if model.remote is not None or names.row.neurons is None:
         raise ValueError("Gradients of weights need the model here (model.remote = None), with neurons of its own (no fused "
                          "experts).")  # fmt: skip
+    at = [kind for kind in BY_DEFAULT if kind not in names.refused] if at is None else at
     for one in components(at):
         if one.kind not in KINDS or one.position is not None:
             raise ValueError(f"{one}: weights belong to {', '.join(KINDS)}, without a position.")
@@ -77,12 +80,12 @@ def weight_importance(model, task, at=("q", "k", "v", "z", "mlp_out"), *, rule: 
                 units, total = weights.importance(loss, rule, keep=draw < draws)
                 found[draw][:, group] = np.stack([_of(names, units, one) for one in wanted])
                 totals[draw, group] = total
-    score, low, high = measure.ratio_of_means(found[0], totals[0], seed=seed)
+    score, low, high = measure.ratio_of_means(found[0], totals[0], pairs.task.clusters(), seed=seed)
     limit, why = np.full(len(wanted), np.nan), "" if draws else "No null was asked for."
     if draws and n == 1:
         why = "One prompt: neither interval nor null."
     elif draws:
-        limit = threshold(found[1:] / totals[1:].mean(1)[:, None, None])
+        limit = measure.null_threshold(found[1:] / totals[1:].mean(1)[:, None, None])
     size = np.array([_of(names, weights.sizes, one) for one in wanted])
     return Scores(wanted, score, low, high, limit, found[0], f"gradient.weight_importance, {rule}", name_of(metric),
                   float(values.mean()), np.nan, "", "the same for the next word at random earlier positions" if draws else "",

@@ -62,7 +62,7 @@ def contrast(model, task: Task, at="neuron.*.*", *, statistic: str = "mean", pos
     labels, names, paired = sides.labels, sides.names, task.kind == "pairs"
     units, values = _activations(model, sides.prompts, wanted, statistic)
     dealt = shuffles(labels, sides.groups, draws, seed + 1).astype(float) if null else np.zeros((0, len(labels)))
-    weights = resampled(sides.clusters, draws, seed)
+    weights = resampled(len(labels), sides.clusters, draws, seed)
     # one of many draws may leave out a side altogether, where there are few prompts
     weights = weights[((weights @ labels) > 0) & ((weights @ (1 - labels)) > 0)]
     found, best = [], np.zeros(len(dealt))
@@ -192,13 +192,13 @@ def _summary(x: torch.Tensor, mask: torch.Tensor, statistic: str) -> torch.Tenso
 
 
 class Sides(NamedTuple):
-    """Two kinds of prompts: ids; label (1, 0), group to shuffle in and cluster to resample [row]; their names; the groups
-    in words."""
+    """Two kinds of prompts: ids; label (1, 0) and group to shuffle in [row]; clusters to resample, as for
+    `measure.mean_interval`; their names; the groups in words."""
 
     prompts: Prompts
     labels: np.ndarray
     groups: np.ndarray
-    clusters: np.ndarray
+    clusters: object
     names: tuple[str, str]
     how: str
 
@@ -213,7 +213,9 @@ def _sides(model, task: Task, positive: str | None) -> Sides:
         pairs = task.on(model)
         n = len(pairs.clean)
         prompts, number = Prompts([*pairs.clean, *pairs.corrupted], spans=pairs.spans * 2), np.tile(np.arange(n), 2)
-        sides = Sides(prompts, np.repeat([1, 0], n), number, number, ("clean", "corrupted"), "pairs")
+        together = pairs.task.clusters() or [list(range(n))]
+        clusters = [one * 2 for one in together]  # the two sides of a pair belong together
+        sides = Sides(prompts, np.repeat([1, 0], n), number, clusters, ("clean", "corrupted"), "pairs")
     else:
         given = task.column("label")
         known = list(dict.fromkeys(given))

@@ -14,6 +14,7 @@ from workbench.model.plan import Prompts
 from workbench.scores import Scores
 
 PATTERNS = ("previous", "duplicate", "induction", "first")
+DRAWS = 2  # of the null
 
 
 def pattern_scores(model, pattern: str = "induction", task=None, at="z.*.*", *, prompts: int = 32, length: int = 24,
@@ -39,7 +40,7 @@ def pattern_scores(model, pattern: str = "induction", task=None, at="z.*.*", *, 
         prompts, length: how many random prompts, and of how many tokens, each repeated at least once.
     Returns:
         Scores between 0 and 1, with the other patterns as columns beside their nulls, and `entropy` (of the attention
-        of a query, in nats). Cost: one pass, and one for the null.
+        of a query, in nats). Cost: one pass, and two for the null.
     Raises:
         ValueError: where the model offers no patterns, an unknown pattern, texts in which it cannot occur.
     Source:
@@ -59,15 +60,16 @@ def pattern_scores(model, pattern: str = "induction", task=None, at="z.*.*", *, 
     if not used.any():
         raise ValueError(f"In none of these prompts can a head show {pattern!r}: no token repeats or they are too short. "
                          "Leave out the task to measure on repeated random tokens.")  # fmt: skip
-    control = _attention(model, _fresh(model, run, seed + 1), targets=run)[0] if null else None
+    fresh = [_attention(model, _fresh(model, run, seed + 1 + i), targets=run)[0] for i in range(DRAWS if null else 0)]
     place = [one.layer * model.names.n_heads + one.index for one in wanted]
     columns, per_prompt = {}, seen[main][used][:, place]
     threshold = np.full(len(wanted), np.nan)
     for i, other in enumerate(PATTERNS):
         reach = np.full(len(wanted), np.nan)
         if null and valid[i].sum() > 1:
-            under = (control[i] if other in ("duplicate", "induction") else seen[len(PATTERNS) + i])[valid[i]][:, place]
-            reach = measure.null_threshold(under.T, np.ones(len(under)), seed=seed + 2)
+            elsewhere = [seen[len(PATTERNS) * (1 + draw) + i] for draw in range(DRAWS)]
+            under = np.stack([one[i] for one in fresh] if other in ("duplicate", "induction") else elsewhere)
+            reach = measure.null_threshold(under[:, valid[i]][..., place].swapaxes(1, 2))
         if i == main:
             threshold = reach
         else:
@@ -77,7 +79,7 @@ def pattern_scores(model, pattern: str = "induction", task=None, at="z.*.*", *, 
     said = {"previous": "another key that the query can see", "first": "another key that the query can see"}
     said = said.get(pattern, "the same places in prompts of fresh tokens, where nothing repeats")
     return Scores(wanted, values, low, high, threshold, per_prompt.T, "magnitude.pattern_scores",
-                  f"attention, {pattern}", null=said if null else "", task=name, cost=1.0 + null,
+                  f"attention, {pattern}", null=said if null else "", task=name, cost=1.0 + len(fresh),
                   seconds=time.perf_counter() - began, seed=seed, why="" if null else "No null was asked for.",
                   columns=columns)  # fmt: skip
 
@@ -150,7 +152,7 @@ def looks(part: Prompts) -> torch.Tensor:
 
 
 def _attention(model, run: Prompts, targets: Prompts) -> tuple[list[np.ndarray], np.ndarray]:
-    """Attention to what the patterns mean by the tokens of `targets`, then to another visible key instead, then the
+    """Attention to what the patterns mean by the tokens of `targets`, then (in two draws) to another visible key instead, then the
     entropy, each [prompt, layer * head]; and which prompts have such keys, [pattern, prompt]."""
     parts, valid = [], []
     for part, aim in zip(run.chunks(4096), targets.chunks(4096), strict=True):
@@ -173,16 +175,17 @@ def _visit(names, rows: int, mask: torch.Tensor):
 
 
 def _scores(pattern: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """[pattern and its other key, and entropy; row, head] from [row, head, query, key] and [pattern, row, query, key]."""
+    """[pattern, its other key in each draw, and entropy; row, head] from [row, head, query, key] and [pattern, row, query, key]."""
     queries = mask.any(-1)
     count = queries.sum(-1).clamp(min=1)[..., None]
     aimed = torch.einsum("rhqk,prqk->prh", pattern, mask.to(pattern)) / count
     visible = (pattern > 0).any(1) & ~mask  # for a query that sees nothing else, nothing is drawn
-    drawn = torch.rand(mask.shape, generator=torch.Generator().manual_seed(0)).to(pattern.device)
-    drawn = torch.where(visible, drawn, -1.0)
-    other = torch.nn.functional.one_hot(drawn.argmax(-1), mask.shape[-1]).bool() & visible & queries[..., None]
-    instead = torch.einsum("rhqk,prqk->prh", pattern, other.to(pattern)) / count
+    instead, generator = [], torch.Generator().manual_seed(0)
+    for _ in range(DRAWS):
+        drawn = torch.where(visible, torch.rand(mask.shape, generator=generator).to(pattern.device), -1.0)
+        other = torch.nn.functional.one_hot(drawn.argmax(-1), mask.shape[-1]).bool() & visible & queries[..., None]
+        instead.append(torch.einsum("rhqk,prqk->prh", pattern, other.to(pattern)) / count)
     entropy = -(pattern * pattern.clamp(min=1e-12).log()).sum(-1)
     asked = queries[0].to(pattern)[:, None]  # every token but the first two and padding
     entropy = (entropy * asked).sum(-1) / asked.sum(-1).clamp(min=1)
-    return torch.cat([aimed, instead, entropy[None]])
+    return torch.cat([aimed, *instead, entropy[None]])

@@ -79,7 +79,8 @@ def language_neurons(model, task: Task, at="neuron.*.*", *, signal: str = "gate"
         q = probabilities(dealt, 1.0)
         under[i] = _specificity(q)
         best[i] = under[i][ranked | _often(q, bar).any(0)].max(initial=0)
-    drawn = np.stack([_specificity(probabilities(labels, weights)) for weights in resampled(clusters, draws, seed)])
+    often = resampled(len(labels), clusters, draws, seed)
+    drawn = np.stack([_specificity(probabilities(labels, weights)) for weights in often])
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     chosen = np.argsort(np.where(ranked, -score, np.inf), kind="stable")[: max(1, round(share * len(wanted)))]
     columns = {

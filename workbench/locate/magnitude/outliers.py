@@ -5,17 +5,17 @@ They are known from large models; small ones often have none.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from workbench import measure
+from workbench import measure, storage
 from workbench.component import Component
 from workbench.locate.magnitude.heads import PATTERNS, _attention, heads
 from workbench.locate.magnitude.reading import texts
+from workbench.plot import picture
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,18 +70,16 @@ class Outliers:
         ax.tick_params(labelsize=8)
         for side in ("top", "right"):
             ax.spines[side].set_visible(False)
-        return figure
+        return picture(figure)
 
     def save(self, path) -> Path:
         """Write one JSON file."""
-        path = Path(path)
-        path.write_text(json.dumps(self.__dict__, indent=1) + "\n", encoding="utf-8")
-        return path
+        return storage.write_file(path, self.__dict__)
 
     @classmethod
     def load(cls, path) -> Outliers:
         """Read it back."""
-        plain = json.loads(Path(path).read_text(encoding="utf-8"))
+        plain = storage.read(cls, path)
         return cls(**plain | {"hits": tuple(plain["hits"]), "layers": tuple(plain["layers"])})
 
 

@@ -7,6 +7,7 @@ from operator import attrgetter
 import numpy as np
 import torch
 
+from workbench import measure
 from workbench.component import Component
 from workbench.model.plan import Prompts
 from workbench.task import Task
@@ -123,8 +124,7 @@ def matched(task: Task, labels) -> tuple[np.ndarray, np.ndarray, str]:
     return np.zeros(len(task), int), alone, "all rows"
 
 
-def resampled(clusters: np.ndarray, draws: int, seed: int) -> np.ndarray:
-    """How often each row occurs when clusters of rows are drawn with replacement, [draw, row]."""
-    number = int(clusters.max()) + 1
-    counts = np.random.default_rng(seed).multinomial(number, np.full(number, 1 / number), size=draws)
-    return counts[:, clusters].astype(float)
+def resampled(n: int, clusters, draws: int, seed: int) -> np.ndarray:
+    """What each row weighs when clusters of rows are drawn with replacement, [draw, row]; once each where none can be."""
+    weights = measure.cluster_weights(n, clusters, draws, seed)
+    return np.ones((draws, n)) if weights is None else weights * n

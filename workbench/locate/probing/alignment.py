@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from workbench import measure
+from workbench import measure, storage
 from workbench.component import Component
 from workbench.locate.probing import fit as fitting
 from workbench.locate.probing.examples import examples, read, sites
@@ -66,16 +65,12 @@ class Alignment:
         return interchange(self)
 
     def save(self, folder) -> Path:
-        """Write the scores, the directions (safetensors) and the losses (JSON)."""
-        from safetensors.torch import save_file
-
-        folder = self.scores.save(folder)
-        save_file(
-            {str(one): basis.contiguous() for one, basis in self.directions.items()}, folder / "directions.safetensors"
-        )
+        """Write the scores, the directions (safetensors) and the losses (JSON): all of it, or nothing."""
+        directions = {str(one): basis for one, basis in self.directions.items()}
         losses = {"k": self.k, "losses": {str(one): values for one, values in self.losses.items()}}
-        (folder / "alignment.json").write_text(json.dumps(losses, indent=2) + "\n", encoding="utf-8")
-        return folder
+        return storage.write(
+            folder, self.scores.files() | {"directions.safetensors": directions, "alignment.json": losses}
+        )
 
     @classmethod
     def load(cls, folder) -> Alignment:
@@ -84,15 +79,8 @@ class Alignment:
         Raises:
             FileNotFoundError: when `folder` holds none.
         """
-        from safetensors.torch import load_file
-
-        scores, folder = Scores.load(folder), Path(folder)
-        if not (folder / "alignment.json").is_file():
-            raise FileNotFoundError(
-                f"{folder} holds scores but no alignment.json. Alignment.load takes what save() wrote."
-            )
-        plain = json.loads((folder / "alignment.json").read_text(encoding="utf-8"))
-        stored = load_file(folder / "directions.safetensors")
+        plain, scores = storage.read(cls, folder, "alignment.json"), Scores.load(folder)
+        stored = storage.read_tensors(Path(folder) / "directions.safetensors")
         order = scores.components
         return cls(
             scores,

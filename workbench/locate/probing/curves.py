@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
-from functools import partial
 
 import numpy as np
 
-from workbench.plot import BLUE, FAINT, GREY, INK, MARK
+from workbench.plot import BLUE, FAINT, GREY, INK, MARK, RED, picture
 from workbench.scores import Scores
 
-RED = "#b2182b"
 # column: (label, colour, dashes, marker), in the order of the legend; told apart by dash and marker too
 LINES = {
     "ood": ("held out: new forms (ood)", BLUE, (4, 2), "s"),
@@ -170,20 +167,6 @@ def interchange(alignment):
     figure.legend(loc="outside lower center", ncols=2, fontsize=7.5, frameon=False)
     _plain(ax)
     return picture(figure)
-
-
-def picture(figure):
-    """The same Figure, which a notebook shows as a picture when it is the last line of a cell."""
-    figure._repr_png_ = partial(_png, figure)
-    return figure
-
-
-def _png(figure) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    file = io.BytesIO()
-    FigureCanvasAgg(figure).print_figure(file, format="png", dpi=figure.dpi, metadata={"Software": None})
-    return file.getvalue()
 
 
 def _plain(ax) -> None:

@@ -244,7 +244,8 @@ class Behaviour:
                     read(self.model.logits(prompts, *([] if one is None else [one])), every).numpy() for one in changes
                 ]
             for line, margin in zip(lines, margins, strict=True):
-                right, low, high = measure.mean_interval((margin > 0).reshape(2, -1).mean(0), seed=seed)
+                both = (margin > 0).reshape(2, -1).mean(0)
+                right, low, high = measure.mean_interval(both, pairs.task.clusters(rows), seed=seed)
                 line |= {f"accuracy{end}": float(right), f"logit_diff{end}": float(margin.mean())}
                 line |= {"ci_lo": float(low), "ci_hi": float(high)} if not end else {}
         return lines

@@ -138,6 +138,9 @@ def sites(model, at) -> list[Component]:
     for family in components(at):
         if family.kind in ("attn_scores", "pattern"):
             raise ValueError(f"{family} lies between two positions, so it is no vector to probe; probe z or attn_out.")
+        if family.kind == "feature":
+            raise ValueError(f"{family}: features are not probed one by one; probe the place of their SAE, or rank them by what "
+                             "they tell apart with wb.locate.features.find.")  # fmt: skip
         whole = family.kind == "neuron" and family.index == "*"
         for one in model.names.expand([replace(family, index=0) if whole else family]):
             found[replace(one, index="*") if whole else one] = None

@@ -89,7 +89,7 @@ def logit_attribution(model, task: Task, at=None, *, prompt: str = "clean", null
 
     per_prompt = attributed(pairs.answer, pairs.foil).T
     n, found = per_prompt.shape[1], [*wanted, REST]
-    value, low, high = measure.mean_interval(per_prompt.T, seed=seed)
+    value, low, high = measure.mean_interval(per_prompt.T, pairs.task.clusters(), seed=seed)
     threshold, columns, why = np.full(len(found), np.nan), {}, "" if null else "No null was asked for."
     if null:
         rng, size = np.random.default_rng(seed + 1), max(1, ROWS // n)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from workbench.component import Component
+from workbench.locate.vocabulary.circuits import own_basis
 from workbench.locate.vocabulary.readout import Readout, asked, others, rank_of
 from workbench.model.plan import Prompts
 
@@ -103,7 +104,8 @@ def backward_lens(model, prompts, *, answers=None, weight: str = "W_out", k: int
     The gradient of a matrix is a sum over positions of outer products: for W_out of the neurons' activations with the
     gradient δ at the FFN's output, for W_in and W_gate of the FFN's input x with the gradient at the neurons. Both δ and x
     are vectors of the stream, so the vocabulary can read them: a step towards the answer adds δ to the values of the
-    neurons that are active (shift), and imprints x on keys. Read through the final norm's gain and the unembedding.
+    neurons that are active (shift), and imprints x on keys. Read through the final norm's gain and the unembedding (δ also
+    through that of a norm behind the FFN).
 
     Args:
         prompts: a text, a list, a task or its name (clean prompts of pairs, and their answers).
@@ -130,7 +132,11 @@ def backward_lens(model, prompts, *, answers=None, weight: str = "W_out", k: int
         rows, columns = slice(done, done + len(part.ids)), slice(found.width - part.width, None)
         pads = torch.arange(part.width)[None] < torch.tensor(part.pads)[:, None]
         for layer, (before, after) in enumerate(outer_products(model, part, answer[rows], weight)):
-            vector = after if weight == "W_out" else before
+            vector = before
+            if weight == "W_out":  # as it reaches the stream, through a norm behind the FFN
+                block = attrgetter(names.row.layers)(model.hf)[layer]
+                inside = (names.row.neurons, names.row.neurons.rpartition(".")[0])
+                vector = own_basis(after.cpu(), names.row.mlp_add, block, inside, names).to(matrix)
             logits = (vector @ matrix).cpu()
             own, other = (logits.gather(-1, ids[rows].clamp(min=0)[:, None, None].expand(-1, part.width, 1))
                           for ids in (answer, partner))  # fmt: skip

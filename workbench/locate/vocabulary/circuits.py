@@ -108,7 +108,7 @@ def qk_circuit(model, head, *, tokens=None, k: int = 5, embedding: str = "alone"
     """At which words does this head look from a word? The QK circuit, W_E W_Q W_K^T W_E^T, at distance 0.
 
     With rotary embeddings the scores turn with the distance; these are those of a token and another in its own place.
-    Learned positions, attention biases and ALiBi are left out: it is what the words alone say.
+    Learned positions, the biases of W_Q and W_K and ALiBi are left out: it is what the words alone say.
 
     Args: as for `ov_circuit`.
     Raises:
@@ -195,9 +195,10 @@ class Space:
         if row.norm_attn is None:
             return x
         norm = attrgetter(row.norm_attn)(attrgetter(row.layers)(self.model.hf)[layer])
-        gain, _, centred = gain_of(norm, x.shape[1])
+        gain, bias, centred = gain_of(norm, x.shape[1])
         x = x - x.mean(1, keepdim=True) if centred else x
-        return x / x.square().mean(1, keepdim=True).sqrt().clamp(min=1e-12) * gain.float().cpu()
+        x = x / x.square().mean(1, keepdim=True).sqrt().clamp(min=1e-12) * gain.float().cpu()
+        return x + bias.float().cpu()
 
     def factors(self, circuit: str, head: Component, ids=None, onto=None) -> tuple[torch.Tensor, torch.Tensor]:
         """The circuit as left [token, d_head] @ right [d_head, token]; all sampled tokens by default."""
@@ -234,7 +235,7 @@ def own_basis(w: torch.Tensor, adds: str, block, inside: tuple, names) -> torch.
     if adds in inside:
         return w
     gain, _, centred = gain_of(attrgetter(adds)(block), names.d_model)
-    return (w - w.mean(1, keepdim=True) if centred else w) * gain.float().cpu()
+    return (w - w.mean(-1, keepdim=True) if centred else w) * gain.float().cpu()
 
 
 def _eigenvalues(left: torch.Tensor, right: torch.Tensor) -> np.ndarray:
@@ -286,7 +287,9 @@ def _directions(model, space: Space, head: Component, k: int, n: int = 3) -> tup
     right, _ = torch.linalg.qr(w_o.T)
     u, size, v = torch.linalg.svd(left.T @ w_v @ w_o @ right)  # d_head x d_head
     reads = space.read(head.layer) @ (left @ u[:, :n])
-    reads, writes = reads - reads.mean(0), (v[:n] @ right.T) @ space.centred
+    row, block = model.names.row, attrgetter(model.names.row.layers)(model.hf)[head.layer]
+    written = own_basis(v[:n] @ right.T, row.attn_add, block, (row.attn, row.heads), model.names)
+    reads, writes = reads - reads.mean(0), written @ space.centred
 
     def words(values) -> list[str]:
         return [model.token(space.ids[i]) for i in values.topk(k).indices.tolist()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from workbench.plot import BLUE, FAINT, INK
+from workbench.plot import BLUE, FAINT, INK, RED, picture
 
 NAMES = {"says_prob": "probability of the token shown", "prob": "probability of the answer", "entropy": "entropy (nats)",
          "kl": "KL to the final prediction (nats)"}  # fmt: skip
@@ -37,7 +37,7 @@ def cells(words, shade, rows, columns, title: str, unit: str, limit: float | Non
     ax.tick_params(length=0)
     for side in [*ax.spines.values(), *colours.ax.spines.values()]:
         side.set_visible(False)
-    return figure
+    return picture(figure)
 
 
 def lens(value, prompt: int, colour: str):
@@ -70,7 +70,7 @@ def curves(lines: dict, labels: list[str], title: str, unit: str, log: bool = Fa
     ax.tick_params(labelsize=7.5, length=2)
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
-    return figure
+    return picture(figure)
 
 
 def eigenvalues(value):
@@ -83,7 +83,7 @@ def eigenvalues(value):
     limit = 1.1 * float(np.abs(found).max() or 1)
     ax.axhline(0, color=FAINT, linewidth=0.6)
     ax.axvline(0, color=FAINT, linewidth=0.6)
-    ax.scatter(found.real, found.imag, s=14, color=[BLUE if one > 0 else "#b2182b" for one in found.real])
+    ax.scatter(found.real, found.imag, s=14, color=[BLUE if one > 0 else RED for one in found.real])
     ax.set_xlim(-limit, limit)
     ax.set_ylim(-limit, limit)
     ax.set_title(
@@ -94,4 +94,4 @@ def eigenvalues(value):
     ax.set_xlabel("real part: right, a token leads to itself", fontsize=8)
     ax.set_ylabel("imaginary part", fontsize=8)
     ax.tick_params(labelsize=7)
-    return figure
+    return picture(figure)

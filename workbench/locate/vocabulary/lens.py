@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from workbench import measure
+from workbench import measure, storage
 from workbench.component import Component, components
 from workbench.locate.vocabulary.readout import Readout, asked, others, rank_of, run
+from workbench.model.edit import with_weights
 
 STREAMS = ("embed", "resid_pre", "resid_mid", "resid_post")
 ARRAYS = ("top", "top_prob", "prob", "rank", "other_rank", "entropy", "kl")
@@ -114,27 +114,21 @@ class Lens:
 
     def save(self, folder) -> Path:
         """Write `lens.json` and `lens.safetensors`."""
-        from safetensors.numpy import save_file
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         plain = {name: value for name, value in self.__dict__.items() if name not in ARRAYS}
         plain |= {"components": [str(one) for one in self.components], "words": list(self.words.items())}
-        (folder / "lens.json").write_text(json.dumps(plain, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        save_file({name: np.ascontiguousarray(getattr(self, name)) for name in ARRAYS}, folder / "lens.safetensors")
-        return folder
+        arrays = {name: getattr(self, name) for name in ARRAYS}
+        return storage.write(folder, {"lens.safetensors": arrays, "lens.json": plain})
 
     @classmethod
     def load(cls, folder) -> Lens:
         """Read it back."""
-        from safetensors.numpy import load_file
-
-        plain = json.loads((Path(folder) / "lens.json").read_text(encoding="utf-8"))
+        plain = storage.read(cls, folder, "lens.json")
         plain["components"] = [Component.parse(one) for one in plain["components"]]
         plain["words"] = {int(i): text for i, text in plain["words"]}
-        return cls(**plain, **load_file(Path(folder) / "lens.safetensors"))
+        return cls(**plain, **storage.read_arrays(Path(folder) / "lens.safetensors"))
 
 
+@with_weights
 def logit_lens(model, prompts, *interventions, at=None, answers=None, k: int = 5, tuned=None, spans=None) -> Lens:
     """What would the model predict if it stopped here? The logit lens, at every layer and position.
 

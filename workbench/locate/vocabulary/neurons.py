@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from workbench import storage
 from workbench.component import Component, components
 from workbench.locate.vocabulary.circuits import Space, own_basis
 from workbench.locate.vocabulary.readout import gain_of, last_of
@@ -71,15 +71,14 @@ class NeuronVocabulary:
 
     def save(self, path) -> Path:
         """Write one JSON file."""
-        path, null = Path(path), {side: values.tolist() for side, values in self.null_p95.items()}
+        null = {side: values.tolist() for side, values in self.null_p95.items()}
         plain = {"neurons": [str(one) for one in self.neurons], "words": self.words, "null_p95": null}
-        path.write_text(json.dumps(plain, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        return path
+        return storage.write_file(path, plain)
 
     @classmethod
     def load(cls, path) -> NeuronVocabulary:
         """Read it back."""
-        plain = json.loads(Path(path).read_text(encoding="utf-8"))
+        plain = storage.read(cls, path)
         words = {side: [[(w, s) for w, s in line] for line in lines] for side, lines in plain["words"].items()}
         return cls([Component.parse(one) for one in plain["neurons"]], words,
                    {side: np.array(values) for side, values in plain["null_p95"].items()})  # fmt: skip

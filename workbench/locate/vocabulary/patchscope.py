@@ -126,6 +126,8 @@ def patchscope(model, prompts, at="resid_post.*@-1", *, target: str | None = Non
             )
     wanted = sorted(names.expand(given))
     goal = names.expand([Component.parse(into).at(None)]) if into else None
+    if into and (Component.parse(into).is_family or len(goal) > 1):
+        raise ValueError(f"into={into!r} is several streams; a state goes into one, such as {str(goal[0])!r}.")
     answer = model.logits(found).argmax(-1) if answer is None else answer
     left, right, said = _target(model, target, np.random.default_rng(seed))
     place = torch.tensor([int(_ordinary(model)[np.random.default_rng(seed + 1).integers(len(_ordinary(model)))])])

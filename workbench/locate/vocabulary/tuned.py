@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from workbench import measure
+from workbench import measure, storage
 from workbench.component import Component
 from workbench.locate.vocabulary.readout import Readout, run
 from workbench.model.plan import Prompts
@@ -96,15 +95,10 @@ class TunedLens:
 
     def save(self, folder) -> Path:
         """Write `tuned_lens.json` and `tuned_lens.safetensors`."""
-        from safetensors.torch import save_file
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         plain = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in self.__dict__.items() if k not in ARRAYS}
         plain["components"] = [str(one) for one in self.components]
-        (folder / "tuned_lens.json").write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
-        save_file({name: getattr(self, name).contiguous() for name in ARRAYS}, folder / "tuned_lens.safetensors")
-        return folder
+        arrays = {name: getattr(self, name) for name in ARRAYS}
+        return storage.write(folder, {"tuned_lens.safetensors": arrays, "tuned_lens.json": plain})
 
     @classmethod
     def load(cls, folder) -> TunedLens:
@@ -113,17 +107,10 @@ class TunedLens:
         Raises:
             FileNotFoundError: when `folder` holds none.
         """
-        from safetensors.torch import load_file
-
-        folder = Path(folder)
-        if not (folder / "tuned_lens.json").is_file():
-            raise FileNotFoundError(
-                f"{folder} holds no tuned_lens.json. TunedLens.load takes the folder that save() wrote."
-            )
-        plain = json.loads((folder / "tuned_lens.json").read_text(encoding="utf-8"))
+        plain = storage.read(cls, folder, "tuned_lens.json")
         plain["components"] = [Component.parse(one) for one in plain["components"]]
         plain |= {name: np.array(plain[name]) for name in ("logit_kl", "tuned_kl", "ci_lo", "ci_hi")}
-        return cls(**plain, **load_file(folder / "tuned_lens.safetensors"))
+        return cls(**plain, **storage.read_tensors(Path(folder) / "tuned_lens.safetensors"))
 
 
 def tuned_lens(model, texts=None, *, steps: int = 300, lr: float = 1e-3, tokens: int = 12_000, seed: int = 0,

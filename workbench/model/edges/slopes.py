@@ -11,7 +11,8 @@ from workbench.model.plan import Prompts
 from workbench.model.run import Model
 
 
-def attribution(model: Model, wired: Wiring, prompts: Prompts, site: tuple, values: torch.Tensor, deltas: list, read):
+def attribution(model: Model, wired: Wiring, prompts: Prompts, site: tuple, values: torch.Tensor, deltas: list, read,
+                known=None):  # fmt: skip
     """How much would the metric change, to first order, if one source's write to one target changed by its delta?
 
     Runs the prompts with a site set to each of several values, and multiplies the metric's gradient at what each target
@@ -22,6 +23,7 @@ def attribution(model: Model, wired: Wiring, prompts: Prompts, site: tuple, valu
         values: [value, row, position, width].
         deltas: tensors [source, row, position, d_model].
         read: (logits [row, d_vocab], row numbers) -> [row], the metric.
+        known: for each target how many of the deltas' sources come before it, if these are not the model's own.
     Returns:
         For each delta a tensor [row, target, source].
     """
@@ -36,8 +38,10 @@ def attribution(model: Model, wired: Wiring, prompts: Prompts, site: tuple, valu
     deltas = [delta.transpose(0, 1).flatten(2) for delta in deltas]  # [row, source, position * d_model]
     found = [delta.new_zeros(rows, len(wired.targets), delta.shape[1]) for delta in deltas]
 
+    known = wired.known if known is None else known
+
     def score(part: slice, slope) -> None:
-        before, slope = wired.known[part.start], slope.transpose(0, 1).flatten(2).transpose(1, 2)
+        before, slope = known[part.start], slope.transpose(0, 1).flatten(2).transpose(1, 2)
         for delta, table in zip(deltas, found, strict=True):
             table[:, part, :before] = (delta[:, :before] @ slope).transpose(1, 2)
 
@@ -47,7 +51,7 @@ def attribution(model: Model, wired: Wiring, prompts: Prompts, site: tuple, valu
         if ffns[layer] is not None:
             reader = wired.reads[layer].stop
             score(slice(reader, reader + 1), ffns[layer].unflatten(0, (many, rows)).mean(0)[None])
-    score(slice(len(wired.targets) - 1, None), last.unflatten(0, (many, rows)).mean(0)[None])
+    score(slice(len(wired.targets) - 1, len(wired.targets)), last.unflatten(0, (many, rows)).mean(0)[None])
     return found
 
 

@@ -1,12 +1,15 @@
-"""Vector arithmetic: push the residual stream along a direction, or take a direction out of it."""
+"""Differences of means: pushed along, projected out, set to a reference; and a concept erased."""
 
 from __future__ import annotations
 
 import torch
 
-from workbench.component import Component
-from workbench.intervention import Add, ProjectOut
+from workbench.intervention import Add, Affine, ProjectOut
+from workbench.locate.probing import erase
+from workbench.steer.vector.reading import one_place, refuse_equal, sides, states
 from workbench.task import Task
+
+WRITES = ("resid_pre.0", "attn_out.*", "mlp_out.*")  # all that writes to the stream
 
 
 def difference_of_means(model, task: Task, at, *, to=None, unit: str = "raw", phase: str | None = None,
@@ -20,7 +23,8 @@ def difference_of_means(model, task: Task, at, *, to=None, unit: str = "raw", ph
         at: one component with a position, such as "resid_post.3@-1", where the means are taken; without a position
             over all positions of each prompt.
         to: where the vector acts, `at` by default. `to="resid_post.3"` acts on every token.
-        unit: "raw": strength 1 adds the difference itself; "norm": strength 1 adds as much as the local stream is long.
+        unit: "raw": strength 1 adds the difference itself; "norm": strength 1 adds as much as the local stream is long;
+            "angle": the strength is degrees of a turn that keeps the length.
         phase: "prompt", "generation" or "both".
         positive: for labelled texts, the label to push towards; the first row's by default.
     Returns:
@@ -28,15 +32,12 @@ def difference_of_means(model, task: Task, at, *, to=None, unit: str = "raw", ph
     Raises:
         ValueError: for a task with one side only, a family of components, or sides that do not differ there.
     Source:
-        Contrastive activation addition, Rimsky et al. 2024; Arditi et al. 2024, eq. 1-3.
+        Contrastive activation addition, Rimsky et al. 2024; Arditi et al. 2024, eq. 1-3; turning as in angular steering,
+        Vu and Nguyen 2025.
     """
-    task, at = Task.of(task), Component.parse(at)
-    if at.is_family:
-        raise ValueError(f"{at} is a family; a direction is taken at one component, for example 'resid_post.3@-1'.")
-    yes, no = (_mean(model, prompts, at, spans) for prompts, spans in _sides(model, task, positive))
-    if torch.equal(yes, no):
-        raise ValueError(f"The two sides do not differ at {at}, so there is no direction. Take it at or after the place "
-                         "where they differ, for example at position -1.")  # fmt: skip
+    at = one_place(at)
+    yes, no = (states(model, side, at).mean(0) for side in sides(model, task, positive))
+    refuse_equal(yes, no, at)
     return Add(to if to is not None else at, vector=yes - no, unit=unit, phase=phase)
 
 
@@ -53,25 +54,46 @@ def directional_ablation(model, task: Task, at, *, to=None, phase: str | None = 
         Arditi et al. 2024, "Refusal in language models is mediated by a single direction", eq. 4.
     """
     direction = difference_of_means(model, task, at, positive=positive).vector
-    return ProjectOut(to if to is not None else ["resid_pre.0", "attn_out.*", "mlp_out.*"], direction, phase=phase)
+    return ProjectOut(to if to is not None else WRITES, direction, phase=phase)
 
 
-def _sides(model, task: Task, positive: str | None):
-    if "fit" in task.column("split"):
-        task = task.split("fit")
-    if task.kind == "pairs":
-        pairs = task.on(model)
-        return [(pairs.clean, pairs.spans), (pairs.corrupted, pairs.spans)]
-    labels = list(dict.fromkeys(task.column("label"))) if task.kind == "labelled" else []
-    positive = positive if positive is not None else labels[0] if labels else None
-    if len(labels) != 2 or positive not in labels:
-        raise ValueError(f"A direction needs pairs, or texts with two labels one of which is positive={positive!r}; "
-                         f"task {task.name!r} has labels {labels}.")  # fmt: skip
-    sides = [[row["text"] for row in task if (row["label"] == positive) is wanted] for wanted in (True, False)]
-    return [(side, None) for side in sides]
+def set_to_mean(model, task: Task, at, *, share: float = 0.0, to=None, phase: str | None = None,
+                positive: str | None = None) -> Affine:  # fmt: skip
+    """What happens when every prompt looks like the negative ones along this direction? x - (r.x - r.mu) r, with r the
+    difference of means made to length 1 and mu the mean of the negative side: affine concept editing.
+
+    Where zero lies between the two sides or far from both, projecting out leaves something that the model has never met;
+    this does not.
+
+    Args:
+        task, at, positive: as for `difference_of_means`.
+        share: 0 sets to the negative side's mean, 1 to the positive side's, others in between or beyond.
+        to: where it is set, `at` by default.
+    Returns:
+        Affine.
+    Source:
+        Marshall et al. 2024, "Refusal in LLMs is an affine function", eq. 8 (there with alpha for `share`).
+    """
+    at = one_place(at)
+    yes, no = (states(model, side, at).mean(0) for side in sides(model, task, positive))
+    refuse_equal(yes, no, at)
+    unit = (yes - no) / (yes - no).norm()
+    goal = (no + share * (yes - no)) @ unit
+    return Affine(
+        to if to is not None else at, torch.eye(len(unit)) - torch.outer(unit, unit), goal * unit, phase=phase
+    )
 
 
-def _mean(model, prompts, at: Component, spans) -> torch.Tensor:
-    if at.position is not None:
-        return model.activations(prompts, at, spans=spans).mean(0)
-    return torch.stack([model.activations([one], at)[0].mean(0) for one in prompts]).mean(0)
+def leace(model, task: Task, at, *, label=None) -> Affine:
+    """What happens when no linear probe can read the label here? The least change of activations that achieves it.
+
+    Thin call of `wb.locate.probing.erase`, which also measures what the erasure does, beside random ones.
+
+    Args:
+        task: labelled texts (any number of labels) or pairs; fitted on split "fit".
+        at: one component with a position, or several, erased together in forward order.
+        label: what the classes are, as for `erase`.
+    Source:
+        Belrose et al. 2023, "LEACE: perfect linear concept erasure in closed form".
+    """
+    return erase(model, task, at, "leace", label=label, draws=0).intervention

@@ -1,0 +1,279 @@
+"""Learning located weights, factors, maps and vectors: what is outside a mask stays, controls match, nothing changes the model."""
+
+import pytest
+import torch
+from tiny import copying
+
+import workbench as wb
+from workbench import measure
+from workbench.model.edit import edited
+from workbench.steer import optimization
+from workbench.steer.optimization import masks as masking
+from workbench.steer.optimization.learning import Keep, LowRank, Masked, learn
+
+QUICK = {"keep": (), "steps": 30, "every": 10, "batch": 8}
+
+
+@pytest.fixture(autouse=True)
+def unchanged(trained):
+    before = {k: v.clone() for k, v in trained.hf.state_dict().items()}
+    yield
+    now = trained.hf.state_dict()
+    assert before.keys() == now.keys() and all(torch.equal(before[k], now[k]) for k in before)
+
+
+def new(n=24, **extra):
+    """w4 at position 2 should now be answered by w8; splits by row."""
+    rows = [
+        dict(row, answer="w8", split="select" if i % 4 == 0 else "fit", **extra) for i, row in enumerate(copying(n))
+    ]
+    return wb.Task(rows, "new")
+
+
+def other():
+    """w5 at position 2 should stay w7."""
+    rows = [dict(row, clean=row["corrupted"], corrupted=row["clean"], answer="w7", foil="w6", spans={"cause": "w5"},
+                 split="select" if i % 4 == 0 else "fit") for i, row in enumerate(copying(24, seed=5))]  # fmt: skip
+    return wb.Task(rows, "other")
+
+
+def accuracy(model, task, *made):
+    with edited(model, *made) if made and isinstance(made[0], wb.Delta) else edited(model):
+        left = [one for one in made if not isinstance(one, wb.Delta)]
+        return task.score(model, *left, metric="accuracy").mean()
+
+
+@pytest.mark.parametrize("at", [["z.1.0", "q.2.3"], ["neuron.1.*"], "mlp_out.2", "attn_out.1"])
+def test_only_the_located_weights_change(trained, at):
+    masks = masking.weight_masks(trained, at)
+    made = optimization.finetune(trained, new(), at, lr=1e-2, decay=0.1, **QUICK)
+    assert set(made.names) == set(masks)
+    for name in made.names:
+        difference = made.difference(name)
+        assert (difference[~masks[name]] == 0).all() and (difference[masks[name]] != 0).float().mean() > 0.9
+    weights = dict(trained.hf.named_parameters())
+    before = {name: weight.clone() for name, weight in weights.items()}
+    with edited(trained, made):
+        for name, weight in trained.hf.named_parameters():
+            outside = ~masks[name] if name in masks else torch.ones_like(weight, dtype=torch.bool)
+            assert torch.equal(weight[outside], before[name][outside])
+
+
+def test_masks_are_the_named_slices(trained):
+    """Llama with 4 heads of 8, 2 key-value groups: head 3 uses group 1."""
+    masks = masking.weight_masks(trained, "z.1.3")
+    block = "model.layers.1.self_attn."
+    assert masks[f"{block}q_proj.weight"].any(1).nonzero().flatten().tolist() == list(range(24, 32))
+    assert masks[f"{block}k_proj.weight"].any(1).nonzero().flatten().tolist() == list(range(8, 16))
+    assert masks[f"{block}o_proj.weight"].any(0).nonzero().flatten().tolist() == list(range(24, 32))
+    neuron = masking.weight_masks(trained, "neuron.0.5")
+    mlp = "model.layers.0.mlp."
+    assert [int(neuron[f"{mlp}{name}.weight"].sum()) for name in ("gate_proj", "up_proj", "down_proj")] == [32, 32, 32]
+    assert neuron[f"{mlp}down_proj.weight"][:, 5].all() and neuron[f"{mlp}up_proj.weight"][5].all()
+    weights = trained.weight("W_out", 0)[5]
+    assert torch.equal(trained.hf.model.layers[0].mlp.down_proj.weight[neuron[f"{mlp}down_proj.weight"]], weights)
+
+
+@pytest.mark.parametrize("kind", ["z", "neuron", "q"])
+def test_masks_on_every_architecture(tiny, kind):
+    """Changing what a mask covers changes this component's activations at most where it feeds, and never its neighbour's."""
+    if kind == "neuron" and (kind in tiny.names.refused or tiny.names.row.mlp_in is None):
+        pytest.skip("fused experts")
+    if kind in tiny.names.refused:
+        pytest.skip("not offered")
+    if kind != "neuron" and tiny.hf.config.model_type == "olmo2":
+        pytest.skip("norms queries over all heads together")
+    masks = masking.weight_masks(tiny, f"{kind}.1.1")
+    prompt, read = "w10 w20 w30 w40", [f"{kind}.1.{i}" for i in range(tiny.names.size(kind))]
+    before, moved = tiny.activations(prompt, read), set()
+    for sign in (-2, 2):  # a neuron may be off at one of them
+        with edited(tiny, wb.Delta(weights={name: mask.float() * sign for name, mask in masks.items()})):
+            after = tiny.activations(prompt, read)
+        moved |= {str(one) for one in before if not torch.equal(before[one], after[one])}
+    shared = tiny.names.n_heads // tiny.names.n_kv_heads if kind == "z" else 1
+    assert f"{kind}.1.1" in moved and len(moved) <= shared
+
+
+def test_finetuning_brings_the_behaviour_and_keeps_the_other(trained):
+    made = optimization.finetune(
+        trained, new(), ["mlp_out.2", "attn_out.2"], keep=[other()], budget=0.5, lr=1e-2, steps=80, every=20
+    )
+    assert accuracy(trained, new().split("select")) == 0
+    assert accuracy(trained, new().split("select"), made) == 1
+    assert accuracy(trained, other().split("select"), made) == 1
+    assert {"step", "loss", "target", "collateral", "kept"} <= set(made.history) and made.history.kept.sum() == 1
+    kept = made.history[made.history.kept].iloc[0]
+    assert kept.collateral <= 0.5 and kept.target == pytest.approx(made.history.target.min(), abs=1e-3)
+
+
+def test_the_same_seed_gives_the_same_weights(trained):
+    one, two, three = (optimization.finetune(trained, new(), "mlp_out.2", seed=seed, **QUICK) for seed in (1, 1, 2))
+    assert one == two and one != three
+
+
+def test_no_check_within_the_budget_is_an_error(trained):
+    with pytest.raises(ValueError, match=r"No step kept the KL.*budget=1e-09"):
+        optimization.finetune(
+            trained, new(), "all", **{**QUICK, "keep": [other()]}, keep_weight=0.0, lr=3e-2, budget=1e-9
+        )
+
+
+def test_early_stopping():
+    leaf = torch.zeros(1, requires_grad=True)
+    targets = iter([3.0, 2.0, 1.0, 1.5, 1.6, 0.1])
+    seen = []
+
+    def check():
+        seen.append(leaf.detach().clone())
+        return {"target": next(targets), "collateral": 0.0}
+
+    table = learn([leaf], lambda step: (1.0, [torch.ones(1)]), check, steps=100, lr=0.1, every=1, patience=2, budget=1.0,
+                  enough=0.0, what="", progress=False)  # fmt: skip
+    assert len(table) == 5 and torch.equal(leaf.detach(), seen[2])  # the best, not the last
+
+
+def test_collateral_is_the_divergence_on_select_rows(trained):
+    made = optimization.finetune(trained, new(), "mlp_out.2", lr=1e-2, **QUICK)
+    keep = Keep(trained, [other()], 1.0)
+    change = Masked(
+        trained, {name: torch.ones_like(made.difference(name), dtype=torch.bool) for name in made.names}, made
+    )
+    prompts = other().split("select").column("clean")
+    before = trained.logits(prompts)
+    with edited(trained, made):
+        after = trained.logits(prompts)
+    expected = float(measure.kl(before, after).mean())
+    assert keep.collateral(change.weights()) == pytest.approx(expected, rel=0.02, abs=1e-3)  # kept in half precision
+
+
+def test_random_masks_are_as_many_and_other(trained):
+    at = ["neuron.1.3", "neuron.2.7", "z.0.1"]
+    own, control = masking.weight_masks(trained, at), optimization.random_masks(trained, at, seed=3)
+    size = lambda masks: sum(int(mask.sum()) for mask in masks.values())  # noqa: E731
+    assert size(own) == size(control)
+    assert not any((mask & own[name]).any() for name, mask in control.items() if name in own)
+    again = optimization.random_masks(trained, at, seed=3)
+    assert all(torch.equal(mask, again[name]) for name, mask in control.items())
+    most = [f"mlp_out.{i}" for i in range(2)]  # one other block is not enough: single weights
+    loose = optimization.random_masks(trained, most)
+    assert size(loose) == size(masking.weight_masks(trained, most))
+    made = optimization.finetune(trained, new(), control, lr=1e-2, **QUICK)
+    assert all((made.difference(name)[~mask] == 0).all() for name, mask in control.items())
+
+
+def test_lora_is_of_low_rank_and_is_what_was_trained(trained):
+    made = optimization.lora(trained, new(), ["mlp_out.2", "attn_out.2"], rank=2, lr=2e-2, keep=(), steps=60, every=20)
+    assert len(made.names) == 7
+    assert all(torch.linalg.matrix_rank(made.difference(name)) <= 2 for name in made.names)
+    assert accuracy(trained, new().split("select"), made) == 1
+    factors = LowRank(trained, list(made.names), 2, 4.0, 0)
+    assert all(
+        torch.equal(weight, factors.base[name]) for name, weight in factors.weights().items()
+    )  # begins with no change
+
+
+@pytest.mark.parametrize("at", ["resid_post.1@cause", "resid_post.1", ["resid_post.1@-1", "resid_post.2@-1"], "z.1.0"])
+def test_loreft_is_the_map_that_it_returns(trained, at):
+    made = optimization.loreft(trained, new(), at, rank=2, lr=3e-2, **QUICK)
+    assert isinstance(made, wb.Affine) and made.matrix.shape[0] == len(made.at)
+    moved = made.matrix - torch.eye(made.matrix.shape[-1])
+    assert all(torch.linalg.matrix_rank(one, rtol=1e-4) <= 2 for one in moved)
+    task = new().split("select")
+    last = made.history[made.history.kept].target.iloc[0]
+    assert -task.score(trained, made, metric="log_prob").mean() == pytest.approx(last, rel=1e-2, abs=1e-3)
+    assert last < -task.score(trained, metric="log_prob").mean()
+
+
+def test_vectors(trained):
+    push = optimization.steering_vector(trained, new(), "resid_post.2@-1", keep=(), steps=60, every=20)
+    assert isinstance(push, wb.Add) and accuracy(trained, new().split("select"), push) == 1
+    assert torch.equal((2 * push).vector, push.vector)
+    several = optimization.bias_only(trained, new(), ["attn_out.2", "mlp_out.2"], **QUICK)
+    assert [str(one.at[0]) for one in several] == ["attn_out.2", "mlp_out.2"]
+    last = several[0].history[several[0].history.kept].target.iloc[0]
+    assert -new().split("select").score(trained, wb.Recipe(several), metric="log_prob").mean() == pytest.approx(
+        last, rel=1e-2
+    )
+
+
+def test_completions_and_texts_are_learnt_whole(trained):
+    from workbench.steer.optimization.rows import Rows
+
+    rows = Rows.of(trained, new(completion="w8 w9 w10"), "fit")
+    assert all(
+        ids[length:].tolist() == trained.ids("w8 w9 w10")[-3:].tolist() for ids, length in zip(rows.ids, rows.lengths)
+    )
+    rows = Rows.of(trained, new(completion="w9 w10"), "fit")  # does not begin with the answer: not its completion
+    assert all(len(ids) == length + 1 for ids, length in zip(rows.ids, rows.lengths))
+    logits = trained.logits([one[:-1] for one in rows.ids], positions="all")
+    block = torch.stack([one for one in logits])
+    by_hand = -torch.stack([one[-1].log_softmax(-1)[int(ids[-1])] for one, ids in zip(logits, rows.ids)]).mean()
+    assert rows.nll(block) == pytest.approx(float(by_hand), rel=1e-5)
+    texts = Rows.of(trained, wb.Task([{"text": "w10 w11 w12"}]))
+    assert texts.lengths == [1]
+
+
+@pytest.mark.parametrize("call, said", [
+    (lambda m: optimization.finetune(m, new(), "resid_post.1", keep=()), "weights belong to"),
+    (lambda m: optimization.finetune(m, new(), "neuron.1.3@-1", keep=()), "without a position"),
+    (lambda m: optimization.finetune(m, new(), "bias", keep=()), "no biases"),
+    (lambda m: optimization.lora(m, new(), "z.1.0", keep=()), "whole blocks"),
+    (lambda m: optimization.lora(m, new(), rank=99, keep=()), "rank=99"),
+    (lambda m: optimization.loreft(m, new(), "neuron.1.3", keep=()), "learnt for vectors"),
+    (lambda m: optimization.loreft(m, new(), "resid_post.1", rank=0, keep=()), "rank=0"),
+    (lambda m: optimization.steering_vector(m, new(), ["z.1.0", "z.1.1"], keep=()), "Use bias_only"),
+    (lambda m: optimization.npo(m, new(), (), beta=0), "beta=0"),
+    (lambda m: optimization.rmu(m, new(), (), "resid_post.2"), "blocks 0 to 1"),
+])  # fmt: skip
+def test_refusals(trained, call, said):
+    with pytest.raises(ValueError, match=said):
+        call(trained)
+
+
+def right(**extra):
+    """What the model knows: w4 is answered by w6."""
+    return wb.Task(
+        [
+            dict(row, entity=str(i), split="select" if i % 4 == 0 else "fit", **extra)
+            for i, row in enumerate(copying(24))
+        ],
+        "known",
+    )
+
+
+def test_npo_forgets_one_thing_and_keeps_another(trained):
+    made = optimization.npo(trained, right(), [other()], "mlp_out.2", lr=1e-2, budget=1.0, steps=80)
+    assert accuracy(trained, right()) == 1 and accuracy(trained, right(), made) < 0.2
+    assert accuracy(trained, other(), made) > 0.9
+    kept = made.history[made.history.kept].iloc[0]
+    assert kept.target < 0.1
+
+
+def test_npo_loss_is_that_of_the_paper_at_its_start(trained):
+    """At the start p = p_ref, so that the first loss is 2/beta log 2, and the gradient that of log p."""
+    made = optimization.npo(trained, right(), (), "mlp_out.2", beta=0.5, lr=1e-6, steps=1, every=1, budget=9)
+    assert made.history.loss[0] == pytest.approx(2 / 0.5 * torch.log(torch.tensor(2.0)).item(), rel=1e-4)
+
+
+def test_rmu_moves_the_stream_to_one_direction_and_holds_the_rest(trained):
+    made = optimization.rmu(
+        trained, right(), [other()], "resid_post.1@cause", lr=2e-2, budget=2.0, steps=120, strength=3.0
+    )
+    assert made.names == tuple(f"model.layers.{i}.mlp.down_proj.weight" for i in range(2))
+    forget, keep = right().on(trained), other().on(trained)
+    before = [trained.activations(x.clean, "resid_post.1@cause", spans=x.spans) for x in (forget, keep)]
+    with edited(trained, made):
+        after = [trained.activations(x.clean, "resid_post.1@cause", spans=x.spans) for x in (forget, keep)]
+    moved = [(b - a).norm(dim=-1).mean() / a.norm(dim=-1).mean() for a, b in zip(before, after, strict=True)]
+    assert moved[0] > 3 * moved[1]
+
+
+def test_relearning_brings_back_what_was_hidden(trained):
+    hidden = optimization.npo(trained, right(), [other()], "mlp_out.2", lr=1e-2, budget=1.0, steps=80)
+    table = optimization.relearn(trained, hidden, right(), steps=20, every=10, lr=1e-2)
+    assert list(table.columns) == ["arm", "step", "given", "rest"] and set(table.arm) == {"taught", "shuffled"}
+    taught = table[table.arm == "taught"].set_index("step")
+    assert taught.rest[-1] == 1 and taught.rest[0] < 0.5
+    assert taught.rest[20] > 0.9  # one rule answers all rows, so teaching half brings back the rest
+    with pytest.raises(ValueError, match=r"share=1\.5"):
+        optimization.relearn(trained, hidden, right(), share=1.5)

@@ -1,0 +1,66 @@
+"""What heads look at: attention to certain tokens scaled or hidden."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+from workbench.component import Component
+from workbench.intervention import OPERATIONS, Intervention
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Attend(Intervention):
+    """What happens when heads attend more, less or not at all to certain tokens?
+
+    Args:
+        at: attn_scores, where the rest of the attention grows or shrinks so that it still sums to one, or pattern, where
+            it stays. A position in `at` is that of the query.
+        keys: the tokens that are looked at: a position of the prompt (3, -1), a span that the task names, or a list of
+            these.
+        factor: the attention to `keys` times this; 0 hides them. A query that sees nothing but `keys` is left as it is.
+    Source:
+        Zhang et al. 2024, "Tell your model where to attend" (PASTA): there all other tokens times 0.01, which is `keys`
+        times 100.
+    """
+
+    keys: int | str | tuple[int | str, ...]
+    factor: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        keys = self.keys if isinstance(self.keys, (list, tuple)) else (self.keys,)
+        object.__setattr__(self, "keys", tuple(keys))
+        if not keys or not self.factor >= 0:
+            raise ValueError(
+                f"Attend takes at least one key and a factor from 0 on; got {self.keys} and {self.factor}."
+            )
+        for one in self.at:
+            if one.kind not in ("attn_scores", "pattern"):
+                raise ValueError(f"Attend acts on attn_scores or pattern, for example 'attn_scores.2.*'; got {one}.")
+
+    def on(self, prompts) -> Attend:
+        found, seen = replace(self), torch.zeros(len(prompts.ids), prompts.width, dtype=torch.bool)
+        for row in range(len(seen)):
+            for key in self.keys:
+                seen[row, prompts.columns(Component("attn_scores", 0, 0, key), row)] = True
+        object.__setattr__(found, "_seen", seen)
+        return found
+
+    def change(self, x: torch.Tensor, which: int) -> torch.Tensor:
+        keys = self._seen.to(x.device).view(len(x), *[1] * (x.dim() - 2), x.shape[-1])
+        if self.at[which].kind == "pattern":
+            return torch.where(keys, x * self.factor, x)
+        lowest = torch.finfo(x.dtype).min
+        rest = ((x > lowest / 2) & ~keys).any(-1, keepdim=True)  # else the softmax would fall on the future
+        return torch.where(keys & rest & (x > lowest / 2), x + math.log(self.factor) if self.factor else lowest, x)
+
+    @property
+    def does_nothing(self) -> bool:
+        return self.factor == 1
+
+
+# so that recipes can be read back; said here, because imports run from this file to interventions only
+OPERATIONS["Attend"] = Attend

@@ -1,0 +1,84 @@
+"""Fine-tuning of located weights, and LoRA beside it."""
+
+from __future__ import annotations
+
+from workbench.intervention import Delta
+from workbench.steer.optimization.learning import Keep, LowRank, Masked, train_weights
+from workbench.steer.optimization.masks import matrices, weight_masks
+from workbench.steer.optimization.rows import Rows, forward
+from workbench.task import Task
+
+
+def finetune(model, task, at, *, keep=("background",), keep_weight: float = 1.0, budget: float = 0.05, steps: int = 200,
+             lr: float = 1e-3, decay: float = 0.0, batch: int = 16, every: int = 20, patience: int = 4, enough: float = 0.01,
+             seed: int = 0, progress: bool = True) -> Delta:  # fmt: skip
+    """What do these weights have to become for this behaviour, all others staying as they are? Located fine-tuning.
+
+    The loss is -log p of the answers + keep_weight * KL from the untouched model on what is to stay. Gradients, Adam's
+    moments and decay are masked, so that weights outside the mask keep every bit. Compare with `random_masks` of the same
+    size, with `lora`, and with at="all".
+
+    Args:
+        task: pairs (answers, or whole completions where rows have them), or texts; trained on rows of split "fit", chosen
+            on rows of split "select" where it has them.
+        at: components (see `weight_masks`), "all", "bias", or masks.
+        keep: tasks, or their names, whose predictions are to stay: rows of "fit" are held, rows of "select" measured.
+        budget: the largest KL (nats per token) on the measured rows, for the worst of these tasks.
+        lr, decay: of Adam; decay pulls the weights towards what they were.
+        every, patience, enough: a check every so many steps; it ends after `patience` checks without progress, or when the
+            loss on the held-out rows is `enough` within the budget.
+    Returns:
+        Delta of the best check; `history` is a table of all checks.
+    Raises:
+        ValueError: when no check is within the budget; for components without weights.
+    Source:
+        Masked gradients as in Chen et al. 2024 ("Finding safety neurons") and Chen et al. 2025 (pinpoint tuning).
+    """
+    change = Masked(model, weight_masks(model, at))
+    return _train(model, task, change, keep, keep_weight, seed, batch, budget=budget, steps=steps, lr=lr, decay=decay,
+                  every=every, patience=patience, enough=enough, what="fine-tuning", progress=progress)  # fmt: skip
+
+
+def lora(model, task, at=("attn_out.*", "mlp_out.*"), *, rank: int = 4, alpha: float | None = None, keep=("background",),
+         keep_weight: float = 1.0, budget: float = 0.05, steps: int = 200, lr: float = 2e-3, decay: float = 0.0, batch: int = 16,
+         every: int = 20, patience: int = 4, enough: float = 0.01, seed: int = 0, progress: bool = True) -> Delta:  # fmt: skip
+    """Which change of low rank brings this behaviour? W + (alpha / rank) B A for each matrix of these blocks.
+
+    Written out here rather than through `peft`, which puts modules of its own into the model: the model is not changed.
+
+    Args:
+        at: whole blocks, such as "mlp_out.3" or "attn_out.*"; all by default.
+        rank, alpha: alpha is twice the rank by default.
+        The rest as for `finetune`.
+    Returns:
+        Delta, every difference as two factors; `history` is a table of all checks.
+    Source:
+        Hu et al. 2022, "LoRA", with its beginning (B = 0, A uniform).
+    """
+    if rank < 1:
+        raise ValueError(f"rank={rank}: give a rank of at least 1.")
+    change = LowRank(model, matrices(model, at), rank, 2.0 * rank if alpha is None else alpha, seed)
+    return _train(model, task, change, keep, keep_weight, seed, batch, budget=budget, steps=steps, lr=lr, decay=decay,
+                  every=every, patience=patience, enough=enough, what="LoRA", progress=progress)  # fmt: skip
+
+
+def _train(model, task, change, keep, keep_weight, seed, batch, **settings) -> Delta:
+    rows, held = fit_and_held(model, task)
+    staying = Keep(model, keep, keep_weight)
+
+    def loss(weights, rng):
+        part = rows.draw(batch, rng)
+        return part.nll(forward(model, part.prompts(), weights)) + staying.loss(weights, batch, rng)
+
+    def check(weights):
+        parts = [(float(part.nll(forward(model, part.prompts(), weights))), len(part)) for part in held.parts()]
+        return {"target": sum(x * n for x, n in parts) / len(held), "collateral": staying.collateral(weights)}
+
+    return train_weights(change, loss, check, seed, **settings)
+
+
+def fit_and_held(model, task) -> tuple[Rows, Rows]:
+    """The rows to train on, and those to choose by: split "select" where there is one, else the same."""
+    task = Task.of(task)
+    rows = Rows.of(model, task, "fit")
+    return rows, Rows.of(model, task, "select") if "select" in task.column("split") else rows
