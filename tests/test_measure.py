@@ -109,3 +109,17 @@ def test_bound_of_a_share():
     assert measure.share_bound(0, 120)[1] == pytest.approx(1 - 0.025 ** (1 / 120))
     low, high = measure.share_bound(60, 120)
     assert low == pytest.approx(1 - high) and 0.4 < low < 0.5
+
+
+def test_labelings_that_say_nothing_more_do_not_widen_the_interval():
+    """Beside templates, a name for nearly every row, or a finer grouping of the templates: the templates' interval."""
+    rng = np.random.default_rng(0)
+    values, template = rng.standard_normal(120), np.repeat(list("abcdefghij"), 12).tolist()
+    wanted = measure.mean_interval(values, template)
+    each, finer = [str(i) for i in range(120)], [f"{t}{i % 2}" for i, t in enumerate(template)]
+    assert measure.mean_interval(values, [each, template]) == wanted == measure.mean_interval(values, [template, finer])
+    (_, low, high), (_, low1, high1) = (
+        measure.mean_interval(values, [each, each[::-1]]),
+        measure.mean_interval(values),
+    )
+    assert high - low == pytest.approx(high1 - low1, rel=0.1)

@@ -19,9 +19,8 @@ class Value:
     """Stands for what saves itself."""
 
 
-FILES = {"a.json": {"name": "é", "list": [{"x": 1}, {"x": 2}], "empty": []}, "b.safetensors": {"t": torch.arange(6.0).view(2, 3).T,
-                                                                                                   "a": np.arange(6.0).reshape(2, 3).T},
-         "c.csv": pd.DataFrame({"x": [1, 2]}), "d.txt": "as it is"}  # fmt: skip
+FILES = {"a.json": {"name": "é", "list": [{"x": 1}, {"x": 2}], "empty": []}, "b.safetensors": {"t": torch.arange(6.0).view(2, 3).T},
+         "a.safetensors": {"t": np.arange(6.0).reshape(2, 3).T}, "c.csv": pd.DataFrame({"x": [1, 2]}), "d.txt": "as it is"}  # fmt: skip
 
 
 def contents(folder):

@@ -69,18 +69,21 @@ class Report:
     def verdict(self) -> str:
         """In words: does it help, the target on each split, the best control, and every guard."""
         checks = self.checks
-        wrong = checks[((checks.role == "target") & (checks.holds != "yes")) | (checks.holds == "no")]
-        open_ = checks[(checks.role == "guard") & (checks.holds == "unclear")]
-        said = "; ".join(f"{row.claim} on {row.task} ({row.split}): {row.holds}" for _, row in wrong.iterrows())
-        lines = [
-            f"NOT shown to help without harm: {said}."
-            if said
-            else "It helps, beyond every control, and no guard is broken."
-        ]
+        failed = checks[(checks.role == "target") & (checks.holds != "yes")]
+        broken = checks[(checks.role == "guard") & (checks.holds == "no")]
+        open_ = checks[(checks.role == "guard") & (checks.holds == "unclear") & ~checks.task.isin(broken.task)]
+        said = "; ".join(f"{row.claim} on {row.task} ({row.split}): {row.holds}" for _, row in failed.iterrows())
+        first = [f"NOT shown to help: {said}." if said else "It helps, beyond every control."]
+        harm = {
+            what: list(dict.fromkeys(broken[broken.claim == f"keeps {what}"].task))
+            for what in ("accuracy", "margin", "loss")
+        }
+        harm["margin"] = [task for task in harm["margin"] if task not in harm["accuracy"]]
+        lost = "; ".join(f"{', '.join(tasks)} (in {what})" for what, tasks in harm.items() if tasks)
+        first.append(f"It HARMS {lost}." if lost else "No guard is broken.")
         if len(open_):
-            lines[0] += (
-                f" Open, for want of prompts: {', '.join(dict.fromkeys(open_.task + ' (' + open_.split + ')'))}."
-            )
+            first.append(f"Open, for want of prompts: {', '.join(dict.fromkeys(open_.task))}.")
+        lines = [" ".join(first)]
         for (role, task, split), part in checks.groupby(["role", "task", "split"], sort=False):
             head = f"{task} ({split})" if role == "target" else f"guard {task} ({split})"
             lines.append(f"{head}: {'; '.join(part.why)}")

@@ -66,7 +66,7 @@ CHECKS = {
     ),
     "14.untrained": (
         lambda answer, scores: int(answer) == int((scores.columns["ood_lo"] > scores.columns["untrained_ood"]).sum()),
-        "There the trained model adds something to what random mixing of tokens gives for free.",
+        "Only at such layers would training have added to what random mixing of tokens gives for free.",
         "Count the rows of language.frame where ood_lo is larger than untrained_ood.",
     ),
     "14.neuron": (

@@ -88,6 +88,7 @@ def checks(report, claim, task=None):
 def test_a_true_claim_is_accepted(report):
     assert checks(report, "helps") == {"test": "yes", "ood": "yes"} == checks(report, "beats controls")
     assert "no" not in set(report.checks[report.checks.task == "kept"].holds)
+    assert report.verdict.startswith("It helps, beyond every control.")
 
 
 def test_a_recipe_that_helps_on_fit_only_is_caught(trained, target):
@@ -122,7 +123,7 @@ def test_a_guard_at_its_ceiling_that_loses_margin_is_caught(trained, target, gua
     found = wb.improve.evaluate(trained, size * push, helped, guards[:1], draws=2)
     assert found.row("kept", "all")["after"] == 1 == found.row("kept", "all")["before"]
     assert checks(found, "keeps margin", "kept") == {"all": "no"} and not found.accepted
-    assert "keeps margin on kept (all): no" in found.verdict
+    assert "It HARMS kept (in margin)." in found.verdict
 
 
 def helped_margin(model, push, guard):

@@ -266,6 +266,12 @@ def test_a_cut_leaves_something_to_see_where_attention_slides(word_pairs):
     assert np.abs(outside.per_prompt).max() < 1e-6 and (outside.null_p95 > 1e-3).any()
 
 
+def test_the_null_of_a_cut_is_drawn_where_some_layer_looks(word_pairs):
+    """Two layers that see two tokens and one that sees all: only a draw from what any of them sees has enough others."""
+    cut = knockout(wb.load(build("ministral"), tokenizer=tokenizer()), word_pairs, [7, 6, 5], -1, window=1)
+    assert np.isfinite(cut.null_p95).all() and cut.null_p95[-1] > 1e-3 and not cut.why
+
+
 def test_a_metric_without_numbers_is_refused(trained):
     with pytest.raises(ValueError, match="no finite number for 4 of 4 prompts"):
         knockout(trained, task(4), 2, metric=lambda logits, answer, foil: logits[:, 0] * torch.nan)

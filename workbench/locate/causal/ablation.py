@@ -173,5 +173,5 @@ class _Runs:
                 values, spent = sweep(self.model, base, source, donors, mine, of, progress)
                 found[:, group] += (self.clean[group] - values.numpy()) / draws
                 self.cost += spent * len(group) / n
-        found[:, [i for i in range(n) if i not in set(self.pool.used)]] = np.nan
+        found[:, np.setdiff1d(np.arange(n), self.pool.used)] = np.nan
         return found

@@ -26,7 +26,7 @@ def knockout(model, task: Task, source, target="-1", *, window: int | None = Non
     that attention goes to the other positions instead. Scores are m_clean - m_cut, in units of the metric: above 0 the
     model needed the edge there. Cutting one layer shows little, for another carries the same; hence the window.
 
-    The null cuts as many other positions, drawn for each prompt, from the same target.
+    The null cuts as many other positions, drawn for each prompt from those that the same target sees in some layer.
 
     Args:
         task: pairs, of which the clean prompts are run.
@@ -55,12 +55,12 @@ def knockout(model, task: Task, source, target="-1", *, window: int | None = Non
         i = next(i for i, some in enumerate(edges) if not some)
         raise ValueError(f"Row {i}: no attention from {target!r} (positions {to[i]}) to {source!r} ({of[i]}) can be cut: "
                          "a position sees itself and earlier ones only.")  # fmt: skip
-    seen = _visible(model, pairs, to)
+    always, ever = _visible(model, pairs, to)
     for i, some in enumerate(edges):
-        if any({(q, k) for k in seen[i][q]} <= some for q in to[i]):
+        if any({(q, k) for k in always[i][q]} <= some for q in to[i]):
             raise ValueError(f"Row {i}: this cuts {target!r} from everything it sees, at least in one layer; leave it some "
                              "position.")  # fmt: skip
-    others = [[_elsewhere(to[i], of[i], seen[i], rng) for i in range(len(to))] for _ in range(draws)]
+    others = [[_elsewhere(to[i], of[i], ever[i], rng) for i in range(len(to))] for _ in range(draws)]
     one_position = target if not isinstance(target, (list, tuple)) else None
     at = Component.parse(f"attn_scores.*@{one_position}").position if one_position is not None else None
     found = [Component("attn_scores", layer, head, at) for layer in range(names.n_layers)
@@ -134,9 +134,9 @@ def _positions(pairs: Pairs, where) -> list[list[int]]:
     return [sorted({p for one in wanted for p in resolve(one, pairs, i)}) for i in range(len(pairs.clean))]
 
 
-def _visible(model, pairs: Pairs, to: list[list[int]]) -> list[dict]:
-    """For each prompt: target -> the positions that it sees in every layer, by the model's own mask."""
-    names, found = model.names, [{} for _ in to]
+def _visible(model, pairs: Pairs, to: list[list[int]]) -> tuple[list[dict], list[dict]]:
+    """For each prompt: target -> the positions that it sees in every layer, and in some, by the model's own mask."""
+    names, found = model.names, ([{} for _ in to], [{} for _ in to])
     for group in batches(pairs, 1):
         prompts, rows = Prompts([pairs.clean[i] for i in group]), len(group)
 
@@ -145,12 +145,13 @@ def _visible(model, pairs: Pairs, to: list[list[int]]) -> list[dict]:
             for layer in range(names.n_layers):
                 x = names.place("attn_scores", layer, rows).get()
                 seen.append((x > torch.finfo(x.dtype).min / 4).unflatten(-1, (names.n_heads, -1)).any(2))
-            return torch.stack(seen).all(0)  # [row, query, key]
+            return torch.stack([torch.stack(seen).all(0), torch.stack(seen).any(0)])  # [2, row, query, key]
 
-        everywhere = model.trace(model.inputs(prompts), body).cpu()
+        masks = model.trace(model.inputs(prompts), body).cpu()
         for row, i in enumerate(group):
             pad = prompts.pads[row]
-            found[i] = {q: (everywhere[row, q + pad].nonzero()[:, 0] - pad).tolist() for q in to[i]}
+            for some, mask in zip(found, masks, strict=True):
+                some[i] = {q: (mask[row, q + pad].nonzero()[:, 0] - pad).tolist() for q in to[i]}
     return found
 
 

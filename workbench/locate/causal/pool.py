@@ -20,7 +20,7 @@ class Pool:
 
     Args:
         pairs: the prompts to ablate. reference: further prompts (a task of pairs or texts), or None for both sides of the
-            pairs themselves. found: the components; cells: their patches, where nothing else says which positions count.
+            pairs themselves. found: the components; cells: their patches; without, all positions count.
     Attributes:
         used: the numbers of the prompts for which there is something to put in.
     Raises:
@@ -65,10 +65,10 @@ class Pool:
         """Which prompts to put in for each prompt (resample), and which prompts there is anything for."""
         lengths, pairwise = {len(ids) for ids in self.prompts}, any(one.kind in PAIRWISE for one in self.found)
         if self.method == "resample":  # no prompt is its own match
-            texts = [tuple(ids.tolist()) for ids in self.prompts]
+            texts, mine = ([tuple(ids.tolist()) for ids in some] for some in (self.prompts, clean))
             self.others = [[j for j, key in enumerate(self.keys)
-                            if key[0] == length and (kind != "template" or key[1] == template) and texts[j] != tuple(ids.tolist())]
-                           for ids, (kind, length, template) in zip(clean, self.levels)]  # fmt: skip
+                            if key[0] == length and (kind != "template" or key[1] == template) and texts[j] != own]
+                           for own, (kind, length, template) in zip(mine, self.levels)]  # fmt: skip
             self.used = [i for i, others in enumerate(self.others) if others]
         elif pairwise:
             self.used = [i for i, ids in enumerate(clean) if len(ids) in lengths]

@@ -101,11 +101,11 @@ def nodes(model, task: Task, saes=None, others=OTHERS, *, steps: int = 10, metri
             for draw, x in enumerate([at_clean[site], *(base[one] for one in theirs)]):
                 effect = ((x - base).float() * gradient).unflatten(-1, (names.size(site.kind) or 1, -1)).sum((1, 3))
                 found[site][draw][:, group] = effect.T.cpu().numpy()
-    refuse_without_gap(*sides, metric)
+    refuse_without_gap(*sides, metric, clusters=pairs.task.clusters())
     rows = [row for key, values in found.items() for row in _rows(names, chosen, key, values)]
     rows.sort(key=lambda row: row[0])
     per_prompt = np.stack([values[0] for _, _, values in rows])
-    score, low, high = measure.mean_interval(per_prompt.T, draws=DRAWS, seed=seed)
+    score, low, high = measure.mean_interval(per_prompt.T, pairs.task.clusters(), draws=DRAWS, seed=seed)
     under, why = null_of(np.stack([values[1:] for _, _, values in rows], 1) if draws else None, others_of)
     limit = np.full(len(rows), np.nan) if under is None else measure.null_threshold(under)
     return Scores([one for one, _, _ in rows], score, low, high, limit, per_prompt,
@@ -185,8 +185,9 @@ def keep(model, task: Task, nodes, *, error: bool | None = None, rest: str = "co
             swap = _swap(names, chosen, sites, some, errors if number else set(), runs, prompts.pads, rest)
             values[number, group] = of(swapped(model, prompts, chosen, swap), rows).double().numpy()
     nothing, inside = values[0], values[1:]
-    refuse_without_gap(clean, nothing, metric, "The whole model and the model with nothing kept")
-    shares, low, high = measure.ratio_of_means(inside - nothing, clean - nothing, seed=seed)
+    refuse_without_gap(clean, nothing, metric, "The whole model and the model with nothing kept",
+                       pairs.task.clusters())  # fmt: skip
+    shares, low, high = measure.ratio_of_means(inside - nothing, clean - nothing, pairs.task.clusters(), seed=seed)
     size = len(wanted) + len(errors)
     return Faithfulness(float(shares[0]), float(low[0]), float(high[0]), shares[1:], clean, nothing, inside[0], size,
                         sum(sae.d_sae + 1 for sae in chosen.values()) + len(heads), name_of(metric), task.name,
