@@ -77,6 +77,7 @@ READINGS = (
     ("vocabulary.backward_lens", "what a gradient would write", "11_locate_vocabulary", "Katz et al. 2024"),
     ("vocabulary.patchscope", "what a hidden state says in another prompt", "11_locate_vocabulary", "Ghandeharioun et al. 2024"),
     ("circuit.eap_ig", "edges by gradient; eap, flow beside it", "15_locate_circuit", "Syed et al. 2023; Hanna et al. 2024"),
+    ("circuit.nodes", "SAE features, error terms, heads and FFNs in one ranking; keep, feature_edges beside it", "16_locate_features", "Marks et al. 2025"),
     ("circuit.exact", "edges by real runs; acdc, masks beside it", "15_locate_circuit", "Conmy et al. 2023; Bhaskar et al. 2024"),
     ("circuit.curve", "faithfulness over sizes, CPR and CMD", "15_locate_circuit", "Mueller et al. 2025"),
     ("features.train", "a sparse autoencoder; evaluate, contexts beside it", "16_locate_features", "Bussmann et al. 2024"),

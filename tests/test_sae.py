@@ -49,7 +49,7 @@ def test_encoding_is_what_the_architecture_says(sae, x):
         assert (pre.masked_fill(on, -1e9).amax(-1) <= torch.where(on, pre, 1e9).amin(-1)).all()
     else:
         assert torch.equal(on, pre > sae.threshold)
-    assert torch.equal(sae.encode(x, [7, 3]), f[..., [7, 3]])
+    assert torch.allclose(sae.encode(x, [7, 3]), f[..., [7, 3]], atol=1e-5)  # fewer columns are summed in another order
     assert torch.allclose(sae.decode(f), f @ sae.W_dec + sae.b_dec)
 
 

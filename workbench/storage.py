@@ -99,6 +99,7 @@ def _put(file: Path, content) -> None:
         from safetensors.torch import save_file
 
         save_file({name: _own(one) for name, one in content.items()}, file)
+        file.chmod(0o644)  # safetensors lets only its owner read it
     elif file.suffix == ".csv":
         content.to_csv(file, index=False)
     else:

@@ -97,8 +97,10 @@ def clamp_to_max(
     _refuse_vectors(at)
     prompts, wanted = both_sides(model, task), model.names.expand(at)
     most = {one: -torch.inf for one in wanted}
-    for row, ids in enumerate(prompts.ids):
-        for one, x in model.activations([ids], wanted, spans=[prompts.spans[row]]).items():
+    for length in sorted({len(ids) for ids in prompts.ids}):  # so that no padding counts
+        rows = [row for row, ids in enumerate(prompts.ids) if len(ids) == length]
+        spans = [prompts.spans[row] for row in rows]
+        for one, x in model.activations([prompts.ids[row] for row in rows], wanted, spans=spans).items():
             most[one] = max(most[one], float(x.max()))
     return Replace(wanted, torch.tensor([times * most[one] for one in wanted]), phase=phase)
 
