@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from workbench.component import Component
 from workbench.intervention import OPERATIONS, Intervention
 
 
@@ -45,7 +44,7 @@ class Attend(Intervention):
         found, seen = replace(self), torch.zeros(len(prompts.ids), prompts.width, dtype=torch.bool)
         for row in range(len(seen)):
             for key in self.keys:
-                seen[row, prompts.columns(Component("attn_scores", 0, 0, key), row)] = True
+                seen[row, prompts.columns(self.at[0].at(key), row)] = True
         object.__setattr__(found, "_seen", seen)
         return found
 

@@ -186,9 +186,9 @@ CHECKS = {
         "Minus the harmless mean, divided by (harmful - harmless), from the row of layer 6.",
     ),
     "21.both": (
-        lambda answer, table: int(answer) == int((table[["helpful", "person_city"]] >= 0.9).all(axis=1).sum()),
+        lambda answer, table: int(answer) == int((table[["helpful", "person_city"]] >= 0.85).all(axis=1).sum()),
         "Count what is wanted and what must stay in the same rows.",
-        "Count the rows of the left half in which both columns are 0.90 or more.",
+        "Count the rows of the left half in which both columns are 0.85 or more.",
     ),
     "21.gate": (
         lambda answer, model, change, gate: abs(float(answer) - _change_of_persona(model, change.gated(gate))) < 0.01,
