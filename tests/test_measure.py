@@ -112,14 +112,20 @@ def test_bound_of_a_share():
 
 
 def test_labelings_that_say_nothing_more_do_not_widen_the_interval():
-    """Beside templates, a name for nearly every row, or a finer grouping of the templates: the templates' interval."""
+    """Beside thirty templates, a name for nearly every row, or a finer grouping: the templates' interval."""
     rng = np.random.default_rng(0)
-    values, template = rng.standard_normal(120), np.repeat(list("abcdefghij"), 12).tolist()
+    values, template = rng.standard_normal(120), np.repeat(np.arange(30), 4).astype(str).tolist()
     wanted = measure.mean_interval(values, template)
-    each, finer = [str(i) for i in range(120)], [f"{t}{i % 2}" for i, t in enumerate(template)]
+    each, finer = [str(i) for i in range(120)], [f"{t} {i % 2}" for i, t in enumerate(template)]
     assert measure.mean_interval(values, [each, template]) == wanted == measure.mean_interval(values, [template, finer])
-    (_, low, high), (_, low1, high1) = (
-        measure.mean_interval(values, [each, each[::-1]]),
-        measure.mean_interval(values),
-    )
+    (_, low, high), (_, low1, high1) = measure.mean_interval(values, [each, each[::-1]]), measure.mean_interval(values)
     assert high - low == pytest.approx(high1 - low1, rel=0.1)
+
+
+def test_few_clusters_do_not_make_the_interval_narrower_than_single_rows_do():
+    """Two templates of equal means: resampling them alone would give no interval at all."""
+    values = np.tile([0.0, 1.0], 60)
+    template, entity = np.repeat(["a", "b"], 60).tolist(), [str(i) for i in range(120)]
+    _, low, high = measure.mean_interval(values, [entity, template])
+    _, low1, high1 = measure.mean_interval(values)
+    assert high - low > 0.95 * (high1 - low1)

@@ -57,6 +57,8 @@ def _pick(values, ids):
 
 # resampling
 
+ENOUGH = 20  # clusters that can be resampled alone
+
 
 def bootstrap_weights(n: int, draws: int, seed: int) -> np.ndarray:
     """Resampling n things with replacement, as weights [draw, n] that sum to 1."""
@@ -72,7 +74,7 @@ def mean_interval(values, clusters=None, level: float = 0.95, draws: int = 2000,
         values: [prompt] or [prompt, ...].
         clusters: a label for each prompt (its entity), or a list of several such labelings (entities and templates): each
             is then resampled by itself and a prompt weighs the product (the pigeonhole bootstrap, Owen 2007). A labeling
-            with a single label, within another, or beside another that names nearly every prompt apart, is left out.
+            with a single label is left out, and beside one of many labels one that says little more (see `_codes`).
     Returns:
         (mean, low, high); the interval is NaN for fewer than two clusters.
     """
@@ -115,18 +117,18 @@ def cluster_counts(n: int, clusters, draws: int, seed: int) -> np.ndarray | None
 def _codes(n: int, clusters) -> list[np.ndarray]:
     """Each labeling of n things as numbers [thing].
 
-    Left out: those with a single label, those whose groups lie within the groups of another, and, beside another, those
-    that name nearly every thing apart (over three quarters as many labels as things): resampled too, each of these would
-    count the noise of single things once more.
+    Left out: those with a single label; and, beside one of at least `ENOUGH` labels, those within whose groups it lies or
+    that name nearly every thing apart (over three quarters as many labels as things): resampled too, these would count
+    the noise of single things once more. Beside fewer labels they stay, for few clusters alone make intervals too narrow.
     """
     several = clusters is not None and len(clusters) > 0 and isinstance(clusters[0], (list, tuple, np.ndarray))
     labelings = [np.arange(n)] if clusters is None else clusters if several else [clusters]
     codes = [np.unique(np.asarray(one), return_inverse=True)[1] for one in labelings]
-    codes = sorted((one for one in codes if one.max() > 0), key=lambda one: one.max())
     kept: list[np.ndarray] = []
-    for one in codes:  # coarsest first
-        within = any(len(np.unique(one + (one.max() + 1) * other)) == one.max() + 1 for other in kept)
-        if not kept or not (within or one.max() + 1 > 0.75 * n):
+    for one in sorted((one for one in codes if one.max() > 0), key=lambda one: one.max()):  # coarsest first
+        size, coarse = one.max() + 1, [other for other in kept if other.max() + 1 >= ENOUGH]
+        within = any(len(np.unique(one + size * other)) == size for other in coarse)
+        if not (within or (coarse and size > 0.75 * n)):
             kept.append(one)
     return kept
 
