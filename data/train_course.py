@@ -1,4 +1,4 @@
-"""Trains the bundled model "course" from scratch on the small world of grammar/, in about an hour and a quarter on one CPU core.
+"""Trains the bundled model "course" from scratch on the small world of grammar/, in about two and a half hours on one CPU core.
 
     OMP_NUM_THREADS=1 python train_course.py --seed 0 --compile
 

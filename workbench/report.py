@@ -148,6 +148,7 @@ class Report:
 
 
 TABLES = ("frame", "against", "examples")
+TOLERANCES = {"accuracy": 0.05, "margin": 0.1, "loss": 0.02}  # what a guard may lose and still count as kept
 STYLE = ("body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#222831}img{max-width:100%}"
          "table{border-collapse:collapse;font-size:13px}td,th{padding:.15em .7em;text-align:right;border-bottom:1px solid #ddd}"
          "summary{cursor:pointer;font-weight:600;margin:1em 0 .3em}@media(prefers-color-scheme:dark){body{background:#1b1e23;"
@@ -156,7 +157,7 @@ STYLE = ("body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto
 
 def _check(report: Report, row) -> list[tuple]:
     """The claims that one line of the table settles."""
-    tolerances = {"accuracy": 0.05, "margin": 0.1, "loss": 0.02} | report.settings.get("tolerances", {})
+    tolerances = TOLERANCES | report.settings.get("tolerances", {})
     place, moved = (row.role, row.task, row.split), f"{row.before:.2f} -> {row.after:.2f}, {_change(row)}"
     if row.role == "target" and row.metric == "accuracy":
         found = [("helps", *place, _sign(row.ci_lo, row.ci_hi), moved)]

@@ -11,11 +11,10 @@ from workbench.improve.controls import random_controls
 from workbench.model import Prompts
 from workbench.model.plan import Edits
 from workbench.recipe import Recipe
-from workbench.report import Report
+from workbench.report import TOLERANCES, Report
 from workbench.task import Task
 
 METRICS = ("accuracy", "logit_diff")
-TOLERANCES = {"accuracy": 0.05, "margin": 0.1, "loss": 0.02}
 
 
 def evaluate(model, recipe, target, guards=(), *, splits=("test", "ood"), controls=None, prompt: str | None = None,
