@@ -1,0 +1,37 @@
+"""Exercise checks: a sentence at once, right or not, and what to look at next."""
+
+from __future__ import annotations
+
+import os
+
+from workbench.teach import first, improve, steer
+
+CHECKS = first.CHECKS | steer.CHECKS | improve.CHECKS
+
+
+def check(exercise: str, answer, *given) -> bool:
+    """Is this the answer to an exercise? Prints a sentence, with a hint when it is not.
+
+    Args:
+        exercise: its name, as the notebook gives it, for example "00.carrier".
+        given: the live values that the exercise is about.
+    Returns:
+        Whether it is right.
+    Raises:
+        KeyError: for an unknown exercise.
+        AssertionError: for a wrong or missing answer, where WORKBENCH_STRICT=1 is set (for autograders).
+    """
+    if exercise not in CHECKS:
+        raise KeyError(f"There is no exercise {exercise!r}. Exercises: {', '.join(CHECKS)}.")
+    test, praise, hint = CHECKS[exercise]
+    missing = answer is None or answer is ...
+    try:
+        right = not missing and bool(test(answer, *given))
+    except (ValueError, TypeError, KeyError) as error:
+        right, hint = False, f"{error} {hint}"
+    print(
+        f"{exercise}: {'right. ' + praise if right else ('no answer yet' if missing else 'not yet') + '. Hint: ' + hint}"
+    )
+    if not right and os.environ.get("WORKBENCH_STRICT") == "1":
+        raise AssertionError(f"{exercise}: {answer!r} is not right. {hint}")
+    return right
