@@ -109,3 +109,14 @@ def test_clusters_are_entities_and_templates():
     del rows[1]["entity"], rows[3]["entity"]
     assert wb.Task(rows).clusters()[0] == ["entity a", "row 1", "entity a", "row 3"]
     assert wb.Task([{"text": "a"}, {"text": "b"}]).clusters() is None
+
+
+def test_a_task_is_cut_once_for_each_tokenizer(llama, course):
+    task = Task([{"clean": "paris is", "corrupted": "berlin is", "answer": "in", "foil": "a"}])
+    first = task.on(course)
+    first.clean.clear()  # the caller's own list
+    again = task.on(course)
+    assert len(again.clean) == 1 and again.answer is first.answer
+    with pytest.raises(ValueError):
+        task.on(llama)  # which knows other words
+    assert task.on(course).answer.tolist() == first.answer.tolist()

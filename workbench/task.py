@@ -14,7 +14,7 @@ import ast
 import difflib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -175,6 +175,9 @@ class Task:
         """
         if self.kind != "pairs":
             raise ValueError(f"Task {self.name!r} holds {self.kind} texts; this needs pairs ({', '.join(PAIR)}).")
+        tokenizer, bos, pairs = self.__dict__.get("_read", (None, None, None))
+        if tokenizer is model.tokenizer and bos == model.bos:  # tasks do not change: they are cut once
+            return replace(pairs, clean=list(pairs.clean), corrupted=list(pairs.corrupted))
         kept, compiled, dropped = [], [], []
         for row in self.rows:
             try:
@@ -191,8 +194,10 @@ class Task:
         import pandas as pd
 
         clean, corrupted, answer, foil, spans = zip(*compiled, strict=True)
-        return Pairs(Task(kept, self.name), list(clean), list(corrupted), torch.tensor(answer), torch.tensor(foil),
-                     list(spans), pd.DataFrame(dropped, columns=["clean", "reason"]))  # fmt: skip
+        pairs = Pairs(Task(kept, self.name), list(clean), list(corrupted), torch.tensor(answer), torch.tensor(foil),
+                      list(spans), pd.DataFrame(dropped, columns=["clean", "reason"]))  # fmt: skip
+        object.__setattr__(self, "_read", (model.tokenizer, model.bos, pairs))
+        return pairs
 
     def tokens(self, model) -> tuple:
         """Clean and corrupted ids: tensors [prompt, position] where all lengths agree, else lists of 1-D tensors."""
