@@ -112,7 +112,7 @@ def test_clusters_are_entities_and_templates():
 
 
 def test_a_task_is_cut_once_for_each_tokenizer(llama, course):
-    task = Task([{"clean": "paris is", "corrupted": "berlin is", "answer": "in", "foil": "a"}])
+    task = wb.Task([{"clean": "paris is", "corrupted": "berlin is", "answer": "in", "foil": "a"}])
     first = task.on(course)
     first.clean.clear()  # the caller's own list
     again = task.on(course)

@@ -1,7 +1,7 @@
 """Locate, steer, improve: open a language model, find what causes a behaviour, change it, prove that it helped."""
 
 from workbench import improve, locate, steer, teach
-from workbench.attend import Attend
+from workbench.attend import Attend, Window
 from workbench.component import Component
 from workbench.gate import Gate
 from workbench.intervention import Add, Affine, Clamp, Delta, Intervention, Mean, ProjectOut, Replace, Scale, Zero
@@ -14,7 +14,7 @@ from workbench.task import Task
 
 __all__ = [
     "SAE", "Add", "Affine", "Attend", "Clamp", "Component", "Delta", "Gate", "Intervention", "Mean", "Model", "ProjectOut",
-    "Recipe", "Replace", "Report", "Scale", "Scores", "Task", "Zero", "improve", "load", "locate", "revisions", "show",
+    "Recipe", "Replace", "Report", "Scale", "Scores", "Task", "Window", "Zero", "improve", "load", "locate", "revisions", "show",
     "steer", "teach",
 ]  # fmt: skip
 

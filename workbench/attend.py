@@ -61,5 +61,41 @@ class Attend(Intervention):
         return self.factor == 1
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Window(Intervention):
+    """What happens when heads see only the first tokens and the latest ones? (Streaming heads.)
+
+    Every query sees the first `sink` tokens of its prompt, the last `window` tokens and itself among these. Nothing is
+    saved here: scores are masked, so that any method can be run on it; `improve.efficiency.StreamingCache` stores less
+    and computes the same.
+
+    Args:
+        at: attn_scores; a position in `at` is that of the query.
+        sink: how many first tokens stay visible. window: how many latest tokens, the query's own included.
+    Source:
+        Xiao et al. 2023, "Efficient streaming language models with attention sinks".
+    """
+
+    sink: int = 1
+    window: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (isinstance(self.sink, int) and isinstance(self.window, int) and self.sink >= 0 and self.window >= 1):
+            raise ValueError(f"Window takes sink=0 or more and window=1 or more; got {self.sink} and {self.window}.")
+        for one in self.at:
+            if one.kind != "attn_scores":
+                raise ValueError(f"Window acts on attn_scores, for example 'attn_scores.2.*'; got {one}.")
+
+    def on(self, prompts) -> Window:
+        found, place = replace(self), torch.arange(prompts.width)
+        first = place[None, None] < (torch.tensor(prompts.pads) + self.sink)[:, None, None]
+        object.__setattr__(found, "_seen", first | (place[None, None] > place[None, :, None] - self.window))
+        return found
+
+    def change(self, x: torch.Tensor, which: int) -> torch.Tensor:
+        return torch.where(self._seen.to(x.device), x, torch.finfo(x.dtype).min)
+
+
 # so that recipes can be read back; said here, because imports run from this file to interventions only
-OPERATIONS["Attend"] = Attend
+OPERATIONS |= {"Attend": Attend, "Window": Window}
