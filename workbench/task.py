@@ -176,8 +176,12 @@ class Task:
         if self.kind != "pairs":
             raise ValueError(f"Task {self.name!r} holds {self.kind} texts; this needs pairs ({', '.join(PAIR)}).")
         tokenizer, bos, pairs = self.__dict__.get("_read", (None, None, None))
-        if tokenizer is model.tokenizer and bos == model.bos:  # tasks do not change: they are cut once
-            return replace(pairs, clean=list(pairs.clean), corrupted=list(pairs.corrupted))
+        if tokenizer is not model.tokenizer or bos != model.bos:  # tasks do not change: they are cut once
+            pairs = self._cut(model)
+            object.__setattr__(self, "_read", (model.tokenizer, model.bos, pairs))
+        return replace(pairs, clean=list(pairs.clean), corrupted=list(pairs.corrupted))
+
+    def _cut(self, model) -> Pairs:
         kept, compiled, dropped = [], [], []
         for row in self.rows:
             try:
@@ -194,10 +198,8 @@ class Task:
         import pandas as pd
 
         clean, corrupted, answer, foil, spans = zip(*compiled, strict=True)
-        pairs = Pairs(Task(kept, self.name), list(clean), list(corrupted), torch.tensor(answer), torch.tensor(foil),
-                      list(spans), pd.DataFrame(dropped, columns=["clean", "reason"]))  # fmt: skip
-        object.__setattr__(self, "_read", (model.tokenizer, model.bos, pairs))
-        return pairs
+        return Pairs(Task(kept, self.name), list(clean), list(corrupted), torch.tensor(answer), torch.tensor(foil),
+                     list(spans), pd.DataFrame(dropped, columns=["clean", "reason"]))  # fmt: skip
 
     def tokens(self, model) -> tuple:
         """Clean and corrupted ids: tensors [prompt, position] where all lengths agree, else lists of 1-D tensors."""

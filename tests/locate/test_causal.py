@@ -99,6 +99,13 @@ def test_rows_of_one_entity_are_one_observation(trained):
     assert np.ptp([alone.ci_lo, alone.ci_hi], axis=0).max() < 0.75 * np.ptp([again.ci_lo, again.ci_hi], axis=0).max()
 
 
+def test_two_prompts_that_differ_much_and_unequally_are_no_reason_to_refuse():
+    refuse_without_gap(np.array([35.0, 13.0]), np.ones(2), np.zeros(2), "logit_diff", [["a", "b"], ["x", "x"]])
+    for gap in ([35.0, -13.0], [0.0, 0.0], [5.0, 0.0]):
+        with pytest.raises(ValueError, match="hardly differ"):
+            refuse_without_gap(np.array(gap), np.ones(2), np.zeros(2), "logit_diff")
+
+
 def test_a_gap_that_one_entity_makes_is_refused():
     gap = np.repeat([5.0, 0.1, -0.1, -0.2], 25)
     refuse_without_gap(gap, gap, 0 * gap, "logit_diff")

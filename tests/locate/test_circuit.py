@@ -352,6 +352,7 @@ def test_refusals(trained, llama, course):
                       (lambda: eap_ig(trained, task(), of="weights"), "of='weights'"),
                       (lambda: eap_ig(trained, task(), steps=0), "steps=0"),
                       (lambda: exact(trained, task(), ["z.1.1 -> q.9.0"]), "no edge z.1.1 -> q.9.0"),
+                      (lambda: exact(trained, task(), []), "No edges were given"),
                       (lambda: acdc(trained, task(), 0), "threshold=0"), (lambda: masks(trained, task(), price=-1), "price=-1"),
                       (lambda: faithfulness(course, "ioi", eap(trained, task())), "belongs to a model"),
                       (lambda: curve(trained, task(), eap(trained, task()), sizes=(0.5, 0.1)), "rising")]:  # fmt: skip
@@ -371,3 +372,9 @@ def test_rows_of_one_entity_are_one_observation(trained):
     assert (one.ci_lo, one.ci_hi) == (pytest.approx(four.ci_lo, abs=1e-4), pytest.approx(four.ci_hi, abs=1e-4))
     one, four = (minimality(trained, rows, circuit) for rows in (some, many))
     assert np.allclose([one.ci_lo, one.ci_hi], [four.ci_lo, four.ci_hi], atol=1e-4) and (one.ci_lo < one.ci_hi).any()
+
+
+def test_edges_in_bfloat16_are_those_of_float32(course):
+    half, few = wb.load("course", dtype=torch.bfloat16), wb.Task.load("ioi").split("test")[:6]
+    one, two = (eap(model, few, null=False) for model in (course, half))
+    assert np.corrcoef([one[edge] for edge in one.edges], [two[edge] for edge in one.edges])[0, 1] > 0.99

@@ -15,6 +15,7 @@ from workbench.scores import Scores
 from workbench.task import Task
 
 DIRECTIONS = ("denoising", "noising")
+HANDFUL = 5  # prompts, too few for a deviation of their gaps
 
 
 def patch(model, task: Task, at, *, positions=None, direction: str = "denoising", metric="logit_diff", null=True,
@@ -167,9 +168,13 @@ def reader(pairs, metric):
 
 
 def refuse_without_gap(gap, clean, corrupted, metric, clusters=None, who="Clean and corrupted prompts", what=""):
-    """No ratio where its denominator is no larger than its noise: over prompts, and over clusters of them."""
-    noise = 3 * gap.std(ddof=1) / len(gap) ** 0.5 if len(gap) > 1 else 1e-6
-    if clusters is not None:  # as wide as 3 deviations; of two or three templates no deviation can be told
+    """No ratio where its denominator is no larger than its noise: over prompts, and over clusters of them. Where a handful of
+    prompts all differ the same way, no resample of them has a denominator of zero, and their spread says little."""
+    agree = len(gap) <= HANDFUL and ((gap > 0).all() or (gap < 0).all())
+    noise = 1e-6 if agree else 3 * gap.std(ddof=1) / len(gap) ** 0.5
+    if (
+        clusters is not None and not agree
+    ):  # as wide as 3 deviations; of two or three templates no deviation can be told
         _, low, high = measure.mean_interval(gap, clusters, level=0.9973)
         noise = np.inf if low <= 0 <= high else noise
     if not abs(gap.mean()) > noise:

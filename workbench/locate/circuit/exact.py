@@ -28,6 +28,8 @@ def exact(model, task: Task, edges=None, *, metric="logit_diff", seed: int = 0, 
         edges: which to measure; None for all of the model.
     Returns:
         A circuit of these edges, in units of the metric: m(clean) - m(edge patched), a mean over prompts.
+    Raises:
+        ValueError: for no edges, or one that the model does not have.
     Source:
         Goldowsky-Dill et al. 2023, "Localizing model behavior with path patching", for single edges.
     """
@@ -35,6 +37,9 @@ def exact(model, task: Task, edges=None, *, metric="logit_diff", seed: int = 0, 
     pairs = task.on(model)
     if edges is not None:
         edges = Circuit.of(model, edges).edges  # refuses what the model does not have
+        if not edges:
+            raise ValueError("No edges were given to measure. Give edges such as 'z.1.2 -> logits', a circuit that has some, or "
+                             "edges=None for all of the model.")  # fmt: skip
     found = {edge: np.zeros(len(pairs.clean)) for edge in (all_edges(wired) if edges is None else edges)}
     layers: dict[int, list] = {}
     for edge in found:

@@ -125,8 +125,9 @@ def _effects(model, chosen, prompts, group, own, other: dict, theirs: list, qk_f
 
     The first draw takes a' from the other side, the rest from other prompts of this side.
     """
-    names, masks = model.names, chosen.masks(group, prompts, own.value.device)
-    theirs = [one.to(own.value.device) for one in theirs]
+    device = next(iter(own.acts.values())).device
+    names, masks = model.names, chosen.masks(group, prompts, device)
+    theirs = [one.to(device) for one in theirs]
     for part in chosen.members:
         kind, layer, _ = part
         mask = masks[chosen.used(part)]

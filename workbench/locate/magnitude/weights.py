@@ -58,7 +58,7 @@ def wanda(model, task, at="neuron.*.*", *, null: bool = True, draws: int = DRAWS
     }
     for (kind, layer), own in blocks.items():
         size, index = model.names.size(kind), [one.index for one in own]
-        w = _output(model, kind, layer).abs().double()  # [input, output]
+        w = _output(model, kind, layer).abs().double().cpu()  # [input, output]
 
         def units(x, w=w, size=size, index=index):
             """[..., input] in lengths of activations to [..., unit] scores."""
@@ -137,7 +137,8 @@ def _heads(model, wanted):
     columns = {"qk": norms["qk"].diagonal(), "spectral": size[:, 0].sqrt(),
                "effective_rank": size.sum(1) ** 2 / (size**2).sum(1).clamp(min=1e-30)}  # fmt: skip
     reach = others.quantile(0.95, dim=1) if len(ov) > 1 else torch.full((1,), torch.nan)
-    return ov.diagonal()[place].numpy(), reach[place].numpy(), {key: x[place].numpy() for key, x in columns.items()}
+    found = {key: x.cpu()[place].numpy() for key, x in (columns | {"ov": ov.diagonal(), "reach": reach}).items()}
+    return found.pop("ov"), found.pop("reach"), found
 
 
 def _neurons(model, wanted):
@@ -148,13 +149,13 @@ def _neurons(model, wanted):
         try:
             gate = model.weight("W_gate", layer).norm(dim=0)
         except ValueError:
-            gate = torch.full((key.shape[1],), torch.nan)
+            gate = torch.full_like(key[0], torch.nan)
         length, written = key.norm(dim=0), out.norm(dim=1)
         cosine = (key * out.T).sum(0) / (length * written).clamp(min=1e-30)
         rows.append(
             torch.stack([length * written, length * written.quantile(0.95), length, gate, written, cosine])[:, index]
         )
-    score, reach, *rest = torch.cat(rows, 1).double().numpy()
+    score, reach, *rest = torch.cat(rows, 1).double().cpu().numpy()
     return score, reach, dict(zip(("norm_in", "norm_gate", "norm_out", "cosine"), rest))
 
 
