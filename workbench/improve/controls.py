@@ -8,10 +8,13 @@ import numpy as np
 import torch
 
 from workbench.component import Component
-from workbench.intervention import Add, Delta, Intervention, ProjectOut, Replace
+from workbench.intervention import Add, Affine, Delta, Intervention, Mean, ProjectOut, Replace
 from workbench.recipe import Recipe
+from workbench.steer.vector.reading import both_sides, states
 from workbench.task import Task
 
+ROWS = 64  # of the target, for means at other places
+SINGLE = ("neuron", "feature")  # one number each
 STREAM = ("embed", "resid_pre", "resid_mid", "resid_post")
 
 
@@ -19,8 +22,9 @@ def random_controls(model, recipe: Recipe, target: Task, shortest: int, draws: i
     """The best of `draws` random recipes of each kind, by what they do to the target.
 
     "random direction": every vector replaced by a random one of equal norm, every difference of weights by a random one of
-    equal norm in the same entries. "random components": every place replaced by a random other one of its kind; for the
-    stream, which every layer shares, by another position of the prompt.
+    equal norm in the same entries; an affine map moves the target's mean as far, and what differs from it as much, in
+    directions turned at random. "random components": every place replaced by a random other one of its kind (means by the
+    means there); for the stream, which every layer shares, by another position of the prompt.
 
     Args:
         target: the rows that the best draw is chosen by; shortest: tokens of the shortest prompt that it must act on.
@@ -28,13 +32,49 @@ def random_controls(model, recipe: Recipe, target: Task, shortest: int, draws: i
         Label -> recipe; a kind that does not apply is left out.
     """
     rng, found = np.random.default_rng(seed), {}
+    means = _Means(model, target[:ROWS])
     for label, make in (("random direction", _direction), ("random components", _components)):
-        made = [make(model, recipe, rng, shortest) for _ in range(draws)]
+        made = [make(model, recipe, rng, shortest, means) for _ in range(draws)]
         made = [one for one in made if one is not None]
         if made:
             best = max(made, key=lambda one: target.score(model, one).mean())
             found[f"{label} (best of {len(made)})"] = best
     return found
+
+
+class _Means:
+    """Mean activations over both sides of the target, read once for each family."""
+
+    def __init__(self, model, target: Task):
+        self.model, self.target, self.known = model, target, {}
+
+    def at(self, places) -> torch.Tensor:
+        """[place, width]"""
+        for one in places:
+            if one not in self.known:
+                found = states(self.model, both_sides(self.model, self.target), [one, *_family(self.model, one)])
+                self.known |= {place: x.mean(0).float().cpu() for place, x in found.items()}
+        return torch.stack([self.known[one] for one in places])
+
+
+def _family(model, at: Component) -> list[Component]:
+    """Every component of this kind, at the same position; of the stream only this one."""
+    wild = {name: "*" for name in ("layer", "index") if getattr(at, name) is not None}
+    return [at] if at.kind in STREAM else model.names.expand([replace(at, **wild)])
+
+
+def _turned(one: Affine, means: _Means, rng) -> Affine:
+    """x + M x + b with its effect on the target's mean m, and on what differs from it, turned by a random rotation Q:
+    x + Q (M Q' (x - m) + M m + b)."""
+    matrices, biases = [], []
+    for i, m in enumerate(means.at(one.at).double()):
+        change = (one.matrix if one.matrix.dim() == 2 else one.matrix[i]).cpu().double() - torch.eye(len(m)).double()
+        shift = change @ m + (one.bias if one.bias.dim() == 1 else one.bias[i]).cpu().double()
+        turn = torch.linalg.qr(torch.as_tensor(rng.standard_normal((len(m), len(m))))).Q
+        around = turn @ change @ turn.T
+        matrices.append(torch.eye(len(m)) + around.to(one.matrix.dtype))
+        biases.append((turn @ shift - around @ m).to(one.bias.dtype))
+    return replace(one, matrix=torch.stack(matrices), bias=torch.stack(biases))
 
 
 def _like(old: torch.Tensor, rng) -> torch.Tensor:
@@ -43,12 +83,14 @@ def _like(old: torch.Tensor, rng) -> torch.Tensor:
     return new * (old.norm() / new.norm().clamp(min=1e-12))
 
 
-def _direction(model, recipe: Recipe, rng, shortest: int) -> Recipe | None:
+def _direction(model, recipe: Recipe, rng, shortest: int, means: _Means) -> Recipe | None:
     made, changed = [], False
     for one in recipe:
         if isinstance(one, Delta):
             full = {name: one.difference(name) for name in one.names}
             one, changed = replace(one, weights={n: _like(x, rng) for n, x in full.items()}, strength=1.0), True
+        if isinstance(one, Affine):
+            one, changed = _turned(one, means, rng), True
         name = {Add: "vector", ProjectOut: "direction"}.get(type(one))
         if name:
             old = getattr(one, name)
@@ -58,7 +100,7 @@ def _direction(model, recipe: Recipe, rng, shortest: int) -> Recipe | None:
     return Recipe(tuple(made)) if changed else None
 
 
-def _components(model, recipe: Recipe, rng, shortest: int) -> Recipe | None:
+def _components(model, recipe: Recipe, rng, shortest: int, means: _Means) -> Recipe | None:
     made, changed = [], False
     for one in recipe:
         places = []
@@ -66,18 +108,21 @@ def _components(model, recipe: Recipe, rng, shortest: int) -> Recipe | None:
             others = [x for x in _others(model, one, at, shortest) if x not in one.at and x not in places]
             changed |= bool(others)
             places.append(others[rng.integers(len(others))] if others else at)
-        made.append(replace(one, at=tuple(places)) if one.at else one)
+        if isinstance(one, Mean) and tuple(places) != one.at:
+            values = means.at(places).to(one.values.dtype)
+            made.append(replace(one, at=tuple(places), values=values[:, 0] if places[0].kind in SINGLE else values))
+        else:
+            made.append(replace(one, at=tuple(places)) if one.at else one)
     return Recipe(tuple(made)) if changed else None
 
 
 def _others(model, one: Intervention, at: Component, shortest: int) -> list[Component]:
     """Where else the same change could be made."""
-    if isinstance(one, Replace):  # its values belong to this place
+    if type(one) is Replace or (isinstance(one, Mean) and at.kind in STREAM):  # its values belong to this place
         return []
     if at.kind in STREAM:  # positions that every prompt has, counted from the end
         return [at.at(p) for p in range(-shortest, 0)] if at.position is not None else []
     if at.is_family:
         return []
-    wild = {name: "*" for name in ("layer", "index") if getattr(at, name) is not None}
-    found = model.names.expand([replace(at, **wild)])
+    found = _family(model, at)
     return found if one.gate is None else [other for other in found if one.gate.before(other)]

@@ -15,6 +15,7 @@ from workbench.report import TOLERANCES, Report
 from workbench.task import Task
 
 METRICS = ("accuracy", "logit_diff")
+AGAINST = ["control", "split", "metric", "recipe", "control_after", "difference", "ci_lo", "ci_hi"]
 
 
 def evaluate(model, recipe, target, guards=(), *, splits=("test", "ood"), controls=None, prompt: str | None = None,
@@ -81,7 +82,8 @@ def evaluate(model, recipe, target, guards=(), *, splits=("test", "ood"), contro
                 rows += [{"arm": arm, **place, **row} for row in _compare(part, before, after, seed)]
                 examples.append(_examples(part, before, after).assign(arm=arm, **place))
     table, each = pd.DataFrame(rows), pd.concat(examples, ignore_index=True)
-    against = pd.DataFrame(_against(each, [arm for arm in dict.fromkeys(table.arm) if arm != "recipe"], seed))
+    others = [arm for arm in dict.fromkeys(table.arm) if arm != "recipe"]
+    against = pd.DataFrame(_against(each, others, seed), columns=AGAINST)
     settings = {"seed": seed, "draws": draws, "tolerances": TOLERANCES | (tolerances or {})}
     return Report(recipe.name or "recipe", table, against, each, settings)
 
