@@ -25,6 +25,7 @@ from workbench.locate.circuit import (
 from workbench.locate.circuit.attribution import all_edges
 from workbench.measure import bootstrap_weights, kl
 from workbench.model.edges import attribution, capture, mixed, wiring
+from workbench.model.edges.parts import Norm
 from workbench.model.plan import Prompts
 
 PLANTED = ("induction", "lookup", "inhibition")
@@ -378,3 +379,9 @@ def test_edges_in_bfloat16_are_those_of_float32(course):
     half, few = wb.load("course", dtype=torch.bfloat16), wb.Task.load("ioi").split("test")[:6]
     one, two = (eap(model, few, null=False) for model in (course, half))
     assert np.corrcoef([one[edge] for edge in one.edges], [two[edge] for edge in one.edges])[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("width", [64, 768])
+def test_a_layer_norm_in_bfloat16_is_known_as_one(width):
+    norm = torch.nn.LayerNorm(width).to(torch.bfloat16).requires_grad_(False)
+    assert Norm(norm, width, torch.zeros(1, dtype=torch.bfloat16)).centres

@@ -11,6 +11,12 @@ def _change_of_persona(model, change) -> float:
     return float((task.score(model, change) - task.score(model)).mean())
 
 
+def _best_places(by_place: dict) -> list[str]:
+    """The places whose columns sum to the most."""
+    sums = {place: sum(row.values()) for place, row in by_place.items() if place != "untouched"}
+    return [place for place in sums if sums[place] > max(sums.values()) - 1e-6]
+
+
 # exercise -> (is the answer right?, what to say when it is, a hint when it is not); the live values follow the answer
 CHECKS = {
     "20.heads": (
@@ -44,5 +50,20 @@ CHECKS = {
         lambda answer, model, change, gate: abs(float(answer) - _change_of_persona(model, change.gated(gate))) < 0.01,
         "The gate was never shown such prompts, and lets them all be changed.",
         "The mean of task.score(model, off.gated(gate)) - task.score(model) for persona, split test.",
+    ),
+    "22.place": (
+        lambda answer, by_place: answer in _best_places(by_place),
+        "Nothing else is so little disturbed there.",
+        "Sum the five columns of each place; the untouched model does not count.",
+    ),
+    "22.weight": (
+        lambda answer, ten: answer["asked"] < 0.7 and answer["own other facts"] >= 0.9,
+        "Dear enough, and the edits themselves are what is given up.",
+        "opt.memit(..., weight=3, ...) and then effects(edits, made): the new cities should hardly be said.",
+    ),
+    "22.guard": (
+        lambda answer, table: abs(float(answer) - (1 - table[["persona", "refusal", "ioi"]].min().min())) < 0.006,
+        "Every arm passed the target; this is where they differ.",
+        "1 - table[['persona', 'refusal', 'ioi']].min().min()",
     ),
 }

@@ -49,7 +49,7 @@ class Norm:
         )
         if module is None:  # attention reads the bare stream
             return
-        sign = 1 - 2 * (torch.arange(width).to(like) % 2)  # mean 0 and mean square 1
+        sign = (1 - 2 * (torch.arange(width) % 2)).to(like)  # mean 0 and mean square 1
         self.shift = module(torch.zeros_like(sign))
         self.scale = (module(1e4 * sign) - self.shift) * sign
         self.centres = bool((module(torch.ones_like(sign)) - self.shift).abs().max() < 1e-2 * self.scale.abs().max())
