@@ -453,6 +453,21 @@ def test_a_patchscope_at_the_ends_is_the_run_itself(llama, words):
         llama, prompts, "resid_post.0@-1", target="w5 {} w6").prob[0], atol=1e-6)  # fmt: skip
 
 
+def test_a_state_read_through_words_is_a_mixture_of_their_embeddings(llama, words):
+    prompts, some = words(6, 6, 6), ["w7", "w8", "w9"]
+    ids = torch.tensor([int(llama.ids(word)[-1]) for word in some])
+    one = patchscope(llama, prompts, "resid_post.2@-1", target="w5 {} w6", into="embed", through=["w7"])
+    assert np.allclose(one.top_prob[0], llama.logits(["w5 w7 w6"]).softmax(-1).topk(5).values, atol=1e-6)
+    several = patchscope(llama, prompts, "resid_post.2@-1", target="w5 {}", into="embed", through=some)
+    shares = llama.logits(prompts)[:, ids].softmax(-1)  # the last stream says what the model says
+    mixed = shares @ llama.hf.get_input_embeddings().weight.detach()[ids]
+    for row in range(3):
+        found = llama.logits(["w5 w5"], wb.Replace("embed@-1", mixed[row])).softmax(-1).topk(5).values
+        assert np.allclose(several.top_prob[0, row], found[0], atol=1e-5)
+    with pytest.raises(ValueError, match="through: 'zzz' is not one token"):
+        patchscope(llama, prompts, "resid_post.2@-1", target="w5 {}", into="embed", through=["zzz"])
+
+
 def test_the_induction_prompt_reads_a_word_back(course):
     task = wb.Task.load("induction").split("test")[:20]
     found = patchscope(course, task, "resid_pre.0@-1")

@@ -9,7 +9,7 @@ import torch
 
 from workbench import measure
 from workbench.component import Component, components
-from workbench.locate.vocabulary.readout import asked, others, rank_of
+from workbench.locate.vocabulary.readout import Readout, asked, others, rank_of
 from workbench.model.plan import TOKENS_PER_PASS
 
 STREAMS = ("embed", "resid_pre", "resid_post")
@@ -91,7 +91,7 @@ class Patchscope:
 
 
 def patchscope(model, prompts, at="resid_post.*@-1", *, target: str | None = None, into: str | None = None, answers=None,
-               k: int = 5, seed: int = 0, spans=None) -> Patchscope:  # fmt: skip
+               through=None, k: int = 5, seed: int = 0, spans=None) -> Patchscope:  # fmt: skip
     """What does the model itself say a hidden state holds? A patchscope.
 
     Takes the state from each prompt, sets it in the place of {} in a target prompt, lets the remaining layers run, and reads
@@ -106,11 +106,15 @@ def patchscope(model, prompts, at="resid_post.*@-1", *, target: str | None = Non
             induction heads repeats the word at {}, whatever it is.
         into: "resid_pre.2", the stream that takes the state; by default the same as it came from.
         answers: for all or one each; by default what the model itself predicts after the prompt.
+        through: words that the state is read through: it is read by the logit lens among these words alone, and what is set
+            is their embeddings, weighted by the softmax. So a late state, which is written for the way out, can be set at
+            an early layer, which reads words. Use it with into="embed". For words of one token each.
         seed: of the random words, and of the word that the state replaces.
     Returns:
         Patchscope, with what the target can do at best (`repeats`) and what chance gives (`other_first`).
     Raises:
-        ValueError: for a target without one {}, a state without a position, or a kind that is no stream.
+        ValueError: for a target without one {}, a state without a position, a kind that is no stream, or a word in
+            `through` that is not one token.
     Source:
         Ghandeharioun et al. 2024, "Patchscopes: a unifying framework for inspecting hidden representations".
     """
@@ -132,6 +136,9 @@ def patchscope(model, prompts, at="resid_post.*@-1", *, target: str | None = Non
     left, right, said = _target(model, target, np.random.default_rng(seed))
     place = torch.tensor([int(_ordinary(model)[np.random.default_rng(seed + 1).integers(len(_ordinary(model)))])])
     states = model.activations(found, wanted)
+    if through is not None:
+        ids = torch.tensor([_single(model, word) for word in through])
+        states = {one: _in_words(model, x, ids) for one, x in states.items()}
     own = torch.stack([_own(found, one) for one in wanted])
     partner = others(answer)
     made = {name: [] for name in ("top", "top_prob", "prob", "rank", "own_rank", "other_rank")}
@@ -173,6 +180,23 @@ def _patched(model, ids: torch.Tensor, column: int, at: Component, states: torch
 
         found.append(model.trace(model.inputs(ids[None].repeat(len(part), 1)), body))
     return torch.cat(found)
+
+
+def _single(model, word: str) -> int:
+    ids = model.tokenizer(word, add_special_tokens=False).input_ids
+    if len(ids) != 1 or ids[0] == model.tokenizer.unk_token_id:
+        raise ValueError(f"through: {word!r} is not one token of this model; give words of one token each (a leading space "
+                         "counts, where a tokenizer writes it into the token).")  # fmt: skip
+    return ids[0]
+
+
+def _in_words(model, x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """States [prompt, d_model] as mixtures of the words' embeddings, by what the logit lens reads among them."""
+    with torch.no_grad():
+        weights = Readout(model)(x)[:, ids].float().softmax(-1)
+    embed = model.hf.get_input_embeddings()  # called, since some families scale what it gives
+    with torch.no_grad():
+        return weights @ embed(ids.to(embed.weight.device)).to(weights)
 
 
 def _ordinary(model) -> np.ndarray:
