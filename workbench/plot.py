@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import textwrap
 from functools import partial
+from itertools import cycle
 
 import numpy as np
 
@@ -151,7 +152,7 @@ def forest(report):
     table = report.frame[report.frame.metric == "accuracy"]
     groups = list(table.groupby(["role", "task", "split"], sort=False))
     arms = list(dict.fromkeys(table.arm))
-    marks = dict(zip(arms[1:], "dsx^"))
+    marks = dict(zip(arms[1:], cycle("dsx^vPph*")))
     figure = Figure(figsize=(7.2, 0.9 + 0.15 * len(groups) * (len(arms) + 1)), dpi=110, layout="constrained")
     ax = figure.add_subplot()
     y, ticks, names = 0.0, [], []

@@ -1,6 +1,9 @@
 """Evaluation: a change that helps is told from one that does not, with intervals rebuilt by hand."""
 
+from dataclasses import replace
+
 import numpy as np
+import pandas as pd
 import pytest
 from tiny import copying
 
@@ -173,6 +176,13 @@ def test_saving_and_drawing(report, tmp_path):
         wb.Report.load(tmp_path)
     with pytest.raises(KeyError, match="No line for task 'nope'"):
         report.row("nope")
+
+
+def test_a_picture_of_many_controls(report):
+    more = [report.frame[report.frame.arm == "recipe"].assign(arm=f"control {i}") for i in range(12)]
+    many = replace(report, frame=pd.concat([report.frame, *more]))
+    (legend,) = (ax.get_legend() for ax in many.plot().axes)
+    assert {f"control {i}" for i in range(12)} <= {text.get_text() for text in legend.get_texts()}
 
 
 def test_rows_that_do_not_fit_are_left_out(trained, target):

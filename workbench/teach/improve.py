@@ -97,9 +97,11 @@ CHECKS: dict = {
         "Go down the column of the city in wrong prompts, and take the layer of its smallest rank.",
     ),
     "35.gain": (
-        lambda answer, rows: abs(float(answer) - (rows["through cities"].max() - rows["as it is"].max())) < 1e-6,
+        lambda answer, rows: (
+            abs(float(answer) - (rows["through cities"].max() - rows["through all words"].max())) < 1e-6
+        ),
         "The city is in the state, covered by what is about to be said.",
-        "Subtract the largest number of 'as it is' from the largest of 'through cities'.",
+        "Subtract the largest number of 'through all words' from the largest of 'through cities'.",
     ),
     "35.end": (
         lambda answer, end: int(answer) == int(end.index[end > 0.5][0]),
