@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("WORKBENCH_STRICT", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the notebooks' kernels: sums in one order, and two tests at a time
 
 import numpy as np
 import pytest
