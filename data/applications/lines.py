@@ -77,11 +77,18 @@ def tables() -> str:
         own = found[found.headline].astype({"collateral": object})
         first, parts = own.iloc[0], {split: part for split, part in own.groupby("split")}
         ood = parts.get("ood", own)
-        costs = ood.collateral.dropna()
-        rows.append(f"| **{name}**: {first.claim} | {_code(first.object)} | {_code(first.locate)} | {_code(first.steer)} | {first.metric} | "
-                    f"{_moved(parts.get('test'))} | {_moved(parts.get('ood'))} | {ood.control_after.max():.2f} ({first.control}) | "
+        costs, best = (
+            ood.collateral.dropna(),
+            ood.control_after.max() if first.after > first.before else ood.control_after.min(),
+        )
+        rows.append(f"| **{name}**: {first.claim} | {_code(first.object)} | {_code(first.locate)} | {_code(first.steer)} | {_escaped(first.metric)} | "
+                    f"{_moved(parts.get('test'))} | {_moved(parts.get('ood'))} | {best:.2f} ({first.control}) | "
                     f"{costs.iloc[0] if len(costs) else '–'} | {first.aim} | {_reached(own)} |")  # fmt: skip
     return "\n".join(rows)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def _moved(part) -> str:
