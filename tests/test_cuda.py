@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available
 IOI, CITY, MOOD, SIGNS = (wb.Task.load(name) for name in ("ioi", "person_city", "mood", "cheerful"))
 FEW, FACTS = IOI.split("test")[:6], CITY.split("test")[:4]
 SILENT = ("seconds", "cost", "seed")
+PROMPTS = ["where is paris ?", "user : where is paris ? assistant :"]
 EDIT = {"prompt": "paris is in", "subject": "paris", "target_new": "kenya"}
 QUIET = {"progress": False}
 SHORT = {"steps": 4, "progress": False, "budget": 10.0}
@@ -139,6 +140,10 @@ CALLS = {
     "rmu": lambda m: optimization.rmu(m, small(CITY), small(IOI), "resid_post.3", **SHORT),
     "evaluate": lambda m: wb.improve.evaluate(m, vector.set_to_mean(m, SIGNS, "resid_post.5@-1"), small(wb.Task.load("cheer"), 12), [small(CITY, 12)], draws=2),
     "dose_response": lambda m: wb.improve.dose_response(m, vector.difference_of_means(m, SIGNS, "resid_post.5@-1"), small(wb.Task.load("cheer"), 8), strengths=(0.0, 1.0)),
+    "stream": lambda m: wb.improve.efficiency.stream(m, PROMPTS, "z.4.*"),
+    "exit_early": lambda m: list(wb.improve.efficiency.exit_early(m, PROMPTS)),
+    "shrink": lambda m: wb.improve.efficiency.shrink(m, layers=[5]).logits(PROMPTS),
+    "quantize": lambda m: m.logits(PROMPTS, wb.improve.efficiency.quantize(m, 4)[0]),
     "edges": lambda m: m.logits(["paris is in"], wb.Zero("z.*.*"), wb.Scale("neuron.3.*", 0.5)),
 }  # fmt: skip
 LOOSE = {
