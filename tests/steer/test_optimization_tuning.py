@@ -118,6 +118,41 @@ def test_no_check_within_the_budget_is_an_error(trained):
         )
 
 
+def test_what_acts_during_tuning_need_not_be_learnt(trained):
+    """A vector that already says w8: with it on, the weights have nothing to learn; a random one prevents nothing."""
+    task, at = new(), "mlp_out.2"
+    push = optimization.steering_vector(trained, task, "resid_post.1@-1", keep=(), steps=100, every=10, lr=0.2)
+    assert accuracy(trained, task, push) > 0.9
+    noise = wb.Add(push.at, torch.randn(len(push.vector), generator=torch.Generator().manual_seed(0)))
+    settings = QUICK | {"steps": 60, "lr": 1e-2}
+    plain, prevented, by_noise = (optimization.finetune(trained, task, at, during=one, **settings)
+                                  for one in ((), wb.Recipe([2 * push]), [0.1 * noise]))  # fmt: skip
+    learnt = [accuracy(trained, task, made) for made in (plain, prevented, by_noise)]
+    assert learnt[0] > 0.9 and learnt[1] < 0.5 and learnt[2] > 0.9, learnt
+
+
+def test_a_pass_with_something_acting_is_the_pass_of_the_model(trained):
+    from workbench.steer.optimization.rows import Rows, forward
+
+    rows = Rows.of(trained, new(completion="w8 w9 w10"), "fit")
+    push = wb.Add("resid_post.1@-1", torch.randn(trained.names.d_model, generator=torch.Generator().manual_seed(0)))
+    name = "model.layers.0.mlp.down_proj.weight"
+    weight = dict(trained.hf.named_parameters())[name].detach()
+    change = 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    mine = (weight + change).requires_grad_(True)
+    logits = forward(trained, rows.prompts(), {name: mine}, during=[push])
+    with edited(trained, wb.Delta(weights={name: change})):
+        expected = trained.logits(rows.prompts(), push, positions="all")
+    for own, right in zip(logits, expected, strict=True):
+        torch.testing.assert_close(own[-len(right) :], right, atol=1e-4, rtol=1e-4)
+    (slope,) = torch.autograd.grad(rows.nll(logits), mine)
+    assert slope.norm() > 0
+    (without,) = torch.autograd.grad(rows.nll(forward(trained, rows.prompts(), {name: mine})), mine)
+    (nothing,) = torch.autograd.grad(rows.nll(forward(trained, rows.prompts(), {name: mine}, during=[0 * push])), mine)
+    torch.testing.assert_close(nothing, without)
+    assert (slope - without).norm() > 1e-3 * without.norm()
+
+
 def test_early_stopping():
     leaf = torch.zeros(1, requires_grad=True)
     targets = iter([3.0, 2.0, 1.0, 1.5, 1.6, 0.1])
@@ -217,6 +252,7 @@ def test_completions_and_texts_are_learnt_whole(trained):
     (lambda m: optimization.finetune(m, new(), "resid_post.1", keep=()), "weights belong to"),
     (lambda m: optimization.finetune(m, new(), "neuron.1.3@-1", keep=()), "without a position"),
     (lambda m: optimization.finetune(m, new(), "bias", keep=()), "no biases"),
+    (lambda m: optimization.finetune(m, new(), "z.1.0", keep=(), during=wb.Delta(weights={"a": torch.ones(2)})), "model.edited"),
     (lambda m: optimization.lora(m, new(), "z.1.0", keep=()), "whole blocks"),
     (lambda m: optimization.lora(m, new(), rank=99, keep=()), "rank=99"),
     (lambda m: optimization.loreft(m, new(), "neuron.1.3", keep=()), "learnt for vectors"),

@@ -109,14 +109,36 @@ class Rows:
         return (logs[first].argmax(-1) == wanted[first]).float()
 
 
-def forward(model, prompts: Prompts, weights=None, inner: bool = False, **kwargs):
+class _Traced(torch.nn.Module):
+    """A traced pass as a module, so that its weights can be exchanged for one call as any module's can."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.hf, self.run = model.hf, model.trace
+
+    def forward(self, batch, body):
+        return self.run(batch, body)
+
+
+def forward(model, prompts: Prompts, weights=None, inner: bool = False, during=(), **kwargs):
     """Logits with other weights (name -> tensor), with gradients to them; the model keeps its own.
 
     Args:
         inner: give the whole output of transformers, for example with hidden states.
+        during: interventions that act in this pass.
     """
     if model.remote is not None:
         raise ValueError("Weights are learnt on this machine only; set model.remote = None.")
+    if during:
+        edits = model._edits(during, prompts)
+
+        def body():
+            with torch.enable_grad():
+                return edits.visit_logits()
+
+        own = {f"hf.{name}": weight for name, weight in (weights or {}).items()}
+        with LOCK:
+            return torch.func.functional_call(_Traced(model), own, (model.inputs(prompts), body))
     batch = dict(model.inputs(prompts), use_cache=False, **kwargs)
     with LOCK, torch.enable_grad():
         out = torch.func.functional_call(model.hf, weights or {}, (), batch)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from workbench.intervention import Delta
+from workbench.intervention import Delta, Intervention
+from workbench.recipe import Recipe, flatten
 from workbench.steer.optimization.learning import Keep, LowRank, Masked, train_weights
 from workbench.steer.optimization.masks import matrices, weight_masks
 from workbench.steer.optimization.rows import Rows, forward
@@ -11,7 +12,7 @@ from workbench.task import Task
 
 def finetune(model, task, at, *, keep=("background",), keep_weight: float = 1.0, budget: float = 0.05, steps: int = 200,
              lr: float = 1e-3, decay: float = 0.0, batch: int = 16, every: int = 20, patience: int = 4, enough: float = 0.01,
-             seed: int = 0, progress: bool = True) -> Delta:  # fmt: skip
+             during=(), seed: int = 0, progress: bool = True) -> Delta:  # fmt: skip
     """What do these weights have to become for this behaviour, all others staying as they are? Located fine-tuning.
 
     The loss is -log p of the answers + keep_weight * KL from the untouched model on what is to stay. Gradients, Adam's
@@ -27,15 +28,19 @@ def finetune(model, task, at, *, keep=("background",), keep_weight: float = 1.0,
         lr, decay: of Adam; decay pulls the weights towards what they were.
         every, patience, enough: a check every so many steps; it ends after `patience` checks without progress, or when the
             loss on the held-out rows is `enough` within the budget.
+        during: an intervention or a recipe that acts while the task's rows are learnt and checked, and is no part of the
+            result. With a persona vector this is preventative steering: what the vector already says need not be learnt.
+            What is to stay is held without it.
     Returns:
         Delta of the best check; `history` is a table of all checks.
     Raises:
-        ValueError: when no check is within the budget; for components without weights.
+        ValueError: when no check is within the budget; for components without weights; for a change of weights `during`.
     Source:
-        Masked gradients as in Chen et al. 2024 ("Finding safety neurons") and Chen et al. 2025 (pinpoint tuning).
+        Masked gradients as in Chen et al. 2024 ("Finding safety neurons" and "From yes-men to truth-tellers", pinpoint
+        tuning); `during` as in Chen et al. 2025, "Persona vectors", section 5.2.
     """
     change = Masked(model, weight_masks(model, at))
-    return _train(model, task, change, keep, keep_weight, seed, batch, budget=budget, steps=steps, lr=lr, decay=decay,
+    return _train(model, task, change, keep, keep_weight, seed, batch, during, budget=budget, steps=steps, lr=lr, decay=decay,
                   every=every, patience=patience, enough=enough, what="fine-tuning", progress=progress)  # fmt: skip
 
 
@@ -62,16 +67,19 @@ def lora(model, task, at=("attn_out.*", "mlp_out.*"), *, rank: int = 4, alpha: f
                   every=every, patience=patience, enough=enough, what="LoRA", progress=progress)  # fmt: skip
 
 
-def _train(model, task, change, keep, keep_weight, seed, batch, **settings) -> Delta:
+def _train(model, task, change, keep, keep_weight, seed, batch, during=(), **settings) -> Delta:
     rows, held = fit_and_held(model, task)
+    acting = list(flatten([during] if isinstance(during, (Intervention, Recipe)) else during))
     staying = Keep(model, keep, keep_weight)
 
+    def lost(part, weights):
+        return part.nll(forward(model, part.prompts(), weights, during=acting))
+
     def loss(weights, rng):
-        part = rows.draw(batch, rng)
-        return part.nll(forward(model, part.prompts(), weights)) + staying.loss(weights, batch, rng)
+        return lost(rows.draw(batch, rng), weights) + staying.loss(weights, batch, rng)
 
     def check(weights):
-        parts = [(float(part.nll(forward(model, part.prompts(), weights))), len(part)) for part in held.parts()]
+        parts = [(float(lost(part, weights)), len(part)) for part in held.parts()]
         return {"target": sum(x * n for x, n in parts) / len(held), "collateral": staying.collateral(weights)}
 
     return train_weights(change, loss, check, seed, **settings)
