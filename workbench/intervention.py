@@ -22,7 +22,7 @@ APART = ("at", "phase", "gate")  # what every intervention has, said first and l
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Intervention:
     """A change of activations, or of weights (`Delta`). Build one of Zero, Mean, Replace, Scale, Clamp, Add, ProjectOut,
-    Affine, Attend, Delta.
+    Affine, Attend, Window, Delta.
 
     Attributes:
         at: a component, its printed form, or a list of them; kept as a tuple of components. Empty for a `Delta`.
