@@ -63,7 +63,7 @@ CHECKS = {
     ),
     "22.guard": (
         lambda answer, table: abs(float(answer) - (1 - table[["persona", "refusal", "ioi"]].min().min())) < 0.006,
-        "Every arm passed the target; this is where they differ.",
+        "A target can be reached at very different prices.",
         "1 - table[['persona', 'refusal', 'ioi']].min().min()",
     ),
 }
