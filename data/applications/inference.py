@@ -60,7 +60,7 @@ def told(claim, rows, seed, split, before, after, others, aim, saved, said, leas
     change, low, high = measure.mean_interval(after - before, rows.groups, seed=seed)
     best = max(others, key=lambda name: others[name].mean())
     clear = measure.mean_interval(after - others[best], rows.groups, seed=seed)[1] > 0
-    reached = "no" if change < -0.01 or saved < least else "yes" if clear else "unclear"
+    reached = "no" if change < -0.01 or saved < least else "yes" if clear and low >= -0.01 else "unclear"
     return line(claim, seed=seed, split=split, metric="accuracy, mean over tasks", before=before.mean(), after=after.mean(), change=change,
                 ci_lo=low, ci_hi=high, control=best, control_after=others[best].mean(), aim=aim, reached=reached, n=len(after),
                 collateral=f"{said}; {rows.worst(before, after)}", **more)  # fmt: skip

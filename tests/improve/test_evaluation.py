@@ -204,3 +204,18 @@ def test_tasks_need_names_to_be_told_apart(trained, target):
 def test_the_target_must_be_pairs(trained, guards):
     with pytest.raises(ValueError, match="must be a task of pairs"):
         wb.improve.evaluate(trained, wb.Zero("z.0.0"), guards[1])
+
+
+def test_background_is_left_out_where_texts_are_longer_than_the_model_reads(course):
+    from workbench.improve.evaluation import _background
+
+    lengths = [len(course.ids(row["text"])) for row in wb.Task.load("background")]
+    assert len(_background(course)[0]) == len(lengths)
+    before = course.hf.config.max_position_embeddings
+    try:
+        course.hf.config.max_position_embeddings = int(np.median(lengths))
+        assert 0 < len(_background(course)[0]) < len(lengths)
+        course.hf.config.max_position_embeddings = 3
+        assert _background(course) == []
+    finally:
+        course.hf.config.max_position_embeddings = before

@@ -89,13 +89,14 @@ def evaluate(model, recipe, target, guards=(), *, splits=("test", "ood"), contro
 
 
 def _background(model) -> list[Task]:
-    """The bundled background texts, where this model knows their words."""
-    task = Task.load("background")
+    """The bundled background texts, where this model knows their words: those that it has positions for."""
+    task, longest = Task.load("background"), getattr(model.hf.config, "max_position_embeddings", None) or float("inf")
     try:
-        model.ids(task.rows[0]["text"])
+        fits = [len(model.ids(row["text"])) <= longest for row in task]
     except ValueError:
         return []
-    return [task] if model.tokenizer.unk_token_id is not None else []
+    rows = [row for row, fit in zip(task, fits, strict=True) if fit]
+    return [Task(rows, task.name)] if model.tokenizer.unk_token_id is not None and len(rows) * 4 > len(task) else []
 
 
 def _refuse_misfits(model, name: str, recipe: Recipe, parts: dict) -> None:
