@@ -77,12 +77,10 @@ def tables() -> str:
         own = found[found.headline].astype({"collateral": object})
         first, parts = own.iloc[0], {split: part for split, part in own.groupby("split")}
         ood = parts.get("ood", own)
-        costs, best = (
-            ood.collateral.dropna(),
-            ood.control_after.max() if first.after > first.before else ood.control_after.min(),
-        )
+        costs, falls = ood.collateral.dropna(), ood.after.mean() < ood.before.mean() - 0.05  # the less, the better
+        best = ood.loc[ood.control_after.idxmin() if falls else ood.control_after.idxmax()]
         rows.append(f"| **{name}**: {first.claim} | {_code(first.object)} | {_code(first.locate)} | {_code(first.steer)} | {_escaped(first.metric)} | "
-                    f"{_moved(parts.get('test'))} | {_moved(parts.get('ood'))} | {best:.2f} ({first.control}) | "
+                    f"{_moved(parts.get('test'))} | {_moved(parts.get('ood'))} | {best.control_after:.2f} ({best.control}) | "
                     f"{costs.iloc[0] if len(costs) else '–'} | {first.aim} | {_reached(own)} |")  # fmt: skip
     return "\n".join(rows)
 
