@@ -203,7 +203,7 @@ def all_lines(which, aims: dict, before: dict, after: dict, control: dict, seed:
         mean, low, high = measure.mean_interval(np.array(new, float), list(labels), seed=seed)
         aim = aims.get(name)
         yield line(f"{which}: {name}", seed=seed, split=split, metric="accuracy", before=old, after=mean, change=mean - old, ci_lo=low - old,
-                   ci_hi=high - old, control="the same edit without neighbours in C", control_after=other, n=len(new), locate="causal.trace",
+                   ci_hi=high - old, control="the same edit without neighbours in C", control_after=other, n=len(new), locate="sweep over sites on other facts",
                    aim=f"{aim:.0%}" if aim else "reported", reached=judged(low, high, aim) if aim else "unclear", **about)  # fmt: skip
 
 
