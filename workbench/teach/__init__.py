@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 
 from workbench.teach import first, improve, steer
+from workbench.teach.copies import student_copies
+
+__all__ = ["CHECKS", "check", "student_copies"]
 
 CHECKS = first.CHECKS | steer.CHECKS | improve.CHECKS
 
 
-def check(exercise: str, answer, *given) -> bool:
+def check(exercise: str, answer, *given) -> None:
     """Is this the answer to an exercise? Prints a sentence, with a hint when it is not.
 
     Args:
         exercise: its name, as the notebook gives it, for example "00.carrier".
         given: the live values that the exercise is about.
-    Returns:
-        Whether it is right.
     Raises:
         KeyError: for an unknown exercise.
         AssertionError: for a wrong or missing answer, where WORKBENCH_STRICT=1 is set (for autograders).
@@ -29,9 +30,19 @@ def check(exercise: str, answer, *given) -> bool:
         right = not missing and bool(test(answer, *given))
     except (ValueError, TypeError, KeyError) as error:
         right, hint = False, f"{error} {hint}"
-    print(
-        f"{exercise}: {'right. ' + praise if right else ('no answer yet' if missing else 'not yet') + '. Hint: ' + hint}"
-    )
+    if right:
+        print(f"{exercise}: right{_echo(answer)}. {praise}")
+    else:
+        print(f"{exercise}: {'no answer yet' if missing else 'not yet'}. Hint: {hint}")
     if not right and os.environ.get("WORKBENCH_STRICT") == "1":
         raise AssertionError(f"{exercise}: {answer!r} is not right. {hint}")
-    return right
+
+
+def _echo(answer) -> str:
+    """A short answer, said again."""
+    if hasattr(answer, "item") and getattr(answer, "size", 0) == 1:
+        answer = answer.item()
+    if isinstance(answer, float):
+        return f": {answer:.3g}" if abs(answer) >= 1e-3 else ": about 0"  # what rounding leaves differs by machine
+    said = str(answer) if isinstance(answer, (bool, int, str)) or hasattr(answer, "canonical") else ""
+    return f": {said}" if 0 < len(said) <= 30 else ""

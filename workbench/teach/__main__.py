@@ -1,0 +1,5 @@
+"""python -m workbench.teach NOTEBOOKS OUT: copies of notebooks without solutions."""
+
+from workbench.teach.copies import main
+
+main()
