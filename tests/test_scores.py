@@ -1,5 +1,7 @@
 """Scores: order, printing, saving, pictures."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tiny import copying
@@ -43,6 +45,13 @@ def test_above_null_is_above_null(scores):
 def test_prints_in_one_deterministic_line(scores):
     assert "\n" not in repr(scores) and "seconds" not in repr(scores)
     assert "clean" in scores.title and "copying, 12 prompts" in scores.title
+
+
+def test_without_values_per_prompt_no_number_of_prompts_is_named(scores):
+    whole = replace(scores, per_prompt=scores.per_prompt[:, :0])
+    assert whole.title == scores.title.replace(", 12 prompts", "") and whole.title.endswith("(copying)")
+    assert replace(whole, task="").title == whole.title.removesuffix(" (copying)")
+    assert replace(scores, per_prompt=scores.per_prompt[:, :1]).title.endswith("(copying, 1 prompt)")
 
 
 def test_round_trip(scores, tmp_path):

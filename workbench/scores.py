@@ -99,10 +99,11 @@ class Scores:
     def title(self) -> str:
         """What was done, with the baselines, in one line."""
         how = f", {self.direction}" if self.direction else ""
-        prompts = "1 prompt" if self.n == 1 else f"{self.n} prompts"
+        prompts = "1 prompt" if self.n == 1 else f"{self.n} prompts" if self.per_prompt.shape[1] else ""
         means = {"clean": self.clean, "corrupted": self.corrupted}
         sides = ", ".join(f"{mean:+.2f} {side}" for side, mean in means.items() if np.isfinite(mean))
-        return f"{self.method}{how}: {self.metric}{' ' * bool(sides)}{sides} ({self.task + ', ' if self.task else ''}{prompts})"
+        on = ", ".join(filter(None, [self.task, prompts]))
+        return f"{self.method}{how}: {self.metric}{' ' * bool(sides)}{sides}{f' ({on})' if on else ''}"
 
     def __repr__(self) -> str:
         best = self.top(1)[0]

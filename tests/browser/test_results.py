@@ -102,6 +102,54 @@ def graph_data(edges=None):
             "title": "circuit", "subtitle": "s", "note": "n", "alt": "a circuit"}  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["lines", "graph"])
+def test_the_width_and_the_theme_are_followed_until_the_view_is_closed(page, mount, name):
+    """Keys that mean nothing here are left to the notebook; those that do are not."""
+    mount(name, lines_data() if name == "lines" else graph_data())
+    geometry = "() => document.querySelector('[data-geometry]').dataset.geometry"
+    wide, root = page.evaluate(geometry), page.locator(f".wb-{name}")
+    page.evaluate("() => { document.querySelector('#here').style.width = '300px' }")
+    page.wait_for_function(f"(before) => ({geometry})() !== before", arg=wide)
+    page.evaluate("() => { document.body.style.background = '#111111' }")
+    page.wait_for_function(f"() => document.querySelector('.wb-{name}').classList.contains('wb-dark')")
+    page.evaluate("() => { window.passed = []; document.addEventListener('keydown', (e) => passed.push(e.key)) }")
+    page.get_by_role("application").focus()
+    for key in ("ArrowLeft", "Enter", "Escape", "Escape", "x"):
+        page.keyboard.press(key)
+    assert page.evaluate("() => passed") == ["x"]
+    narrow = page.evaluate(geometry)
+    page.evaluate("() => { unmount(); document.body.style.background = '#ffffff' }")
+    page.evaluate("() => { document.querySelector('#here').style.width = '900px' }")
+    page.wait_for_timeout(600)
+    assert page.evaluate(geometry) == narrow and "wb-dark" in root.get_attribute("class")
+    assert page.evaluate("() => Object.values(heard).flat().length") == 0
+
+
+def test_a_feature_is_a_hexagon_around_its_number(page, mount):
+    """Ink at the middle of its slanted end, none at the corner of the box that a rounded one would fill."""
+    data = graph_data()
+    data["nodes"][1] |= {"name": "feature.course.1395", "label": "1395", "kind": "feature"}
+    data["edges"] = [[0, 1, "feature", 2.0, None, None, None, False], [1, 4, "logits", 1.0, None, None, None, False]]
+    data["names"][1] = "feature.course.1395"
+    read = mount("graph", data)
+    canvas = page.locator(".wb-graph-field canvas")
+    g = json.loads(canvas.get_attribute("data-geometry"))
+    x, y = g["nodes"][1]
+    left = page.evaluate(  # where the outline begins, on three heights
+        """([x, y, r]) => {
+          const canvas = document.querySelector('.wb-graph-field canvas'), s = window.devicePixelRatio || 1;
+          return [-0.6, 0, 0.6].map((up) => {
+            const row = canvas.getContext('2d').getImageData(0, Math.round((y + up * r) * s), Math.round(x * s), 1).data;
+            for (let i = Math.round((x - 3 * r) * s); ; i++) if (row[4 * i + 3] > 120 && row[4 * i] < 120) return i / s;
+          });
+        }""",
+        [x, y, g["r"]],
+    )
+    assert left[1] < left[0] - 2 and left[0] == pytest.approx(left[2], abs=1.5)
+    canvas.click(position={"x": x, "y": y})
+    assert read() == ["feature.course.1395"]
+
+
 def test_a_part_of_a_circuit_is_selected_and_its_edges_stand_out(page, mount):
     read, canvas = mount("graph", graph_data()), page.locator(".wb-graph-field canvas")
     g = json.loads(canvas.get_attribute("data-geometry"))

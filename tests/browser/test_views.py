@@ -108,9 +108,9 @@ def test_the_strip_sets_tokens_as_text_and_marks_the_steered(page, mount):
     assert page.locator("img").count() == 0 and page.title() != "hacked"
 
 
-@pytest.mark.parametrize("name", ["grid", "strip"])
+@pytest.mark.parametrize("name", ["grid", "strip", "attention"])
 def test_a_closed_view_stops_listening(page, mount, name):
-    mount(name, grid_data() if name == "grid" else {"rows": []})
+    mount(name, {"grid": grid_data(), "attention": attention_data()}.get(name, {"rows": []}))
     page.evaluate("() => unmount()")
     assert page.evaluate("() => Object.values(heard).flat().length") == 0
 

@@ -1,6 +1,7 @@
 """Circuits of SAE features: identities of terms and sums, agreement with exact patching, known dictionaries, the graph."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from tiny import build, copying, tokenizer
 import workbench as wb
 from workbench.locate import causal, gradient
 from workbench.locate.circuit import Circuit, Edge, exact, faithfulness, feature_edges, keep, nodes
+from workbench.plot import png
 from workbench.sae import SAE
 
 PLACES = {"resid_post.0": {}, "resid_pre.1": {"architecture": "topk", "k": 5}, "resid_mid.1": {}, "attn_out.1": {},
@@ -220,13 +222,67 @@ def test_a_graph_with_features_is_cut_down_drawn_and_kept(fresh, tmp_path):
     assert str(Edge.parse("feature.d.error->q.2.1")) == "feature.d.error -> q.2.1"
 
 
+def features_of(numbers, heads=4):
+    """A graph from the embedding through these features of one dictionary, and an FFN on each side, to the logits."""
+    ends = [f"feature.d.{j}" for j in numbers]
+    edges = [f"embed -> {end}" for end in ends] + [f"{end} -> mlp_out.1" for end in ends]
+    edges += ["embed -> mlp_out.0", f"mlp_out.0 -> {ends[0]}", "mlp_out.1 -> logits"]
+    return Circuit(edges, np.linspace(-1, 1, len(edges)), (2, heads, heads), 10**6, "circuit.feature_edges",
+                   saes={"d": "resid_post.0"})  # fmt: skip
+
+
+@pytest.mark.parametrize("numbers", [(3, "error"), (7, 1395, "error"), range(16000, 16030), range(1000, 1060)], ids=len)
+def test_the_numbers_of_features_fit_their_hexagons_which_lie_apart(numbers):
+    """Whatever the number of digits and of features, up to the 120 edges that are drawn."""
+    from matplotlib.patches import Polygon
+
+    graph = features_of(numbers)
+    figure = graph.plot(edges=200)
+    png(figure)  # lays it out
+    ax = figure.axes[0]
+    boxes = [one.get_window_extent() for one in ax.patches if isinstance(one, Polygon) and len(one.get_xy()) == 7]
+    words = {one.get_text(): one.get_window_extent() for one in ax.texts}
+    assert len(boxes) == len(numbers) and (("err" in words) == ("error" in numbers))
+    for box, j in zip(boxes, numbers):
+        text = words["err" if j == "error" else str(j)]
+        tip = 0.15 * box.height  # the corners of the text stay clear of the slanted ends
+        assert box.x0 + tip < text.x0 and text.x1 < box.x1 - tip and box.y0 < text.y0 and text.y1 < box.y1
+    assert all(one.x1 < two.x0 for one, two in pairwise(boxes))
+    assert boxes[-1].x1 < words["F0"].x0  # the column of FFNs
+    assert "Hexagons: features of the SAE 'd'" in (note := figure._supxlabel.get_text().replace("\n", " "))
+    assert ("err is what" in note) == ("error" in numbers)
+    assert "%" not in repr(graph) and f"{len(graph)} of 1000000 edges" in repr(graph)
+
+
+def test_where_no_dictionary_is_no_hexagon_is_explained(fresh):
+    circuit = Circuit.of(fresh, ["embed -> v.0.0", "z.0.0 -> logits"])
+    assert "Hexagon" not in circuit.plot()._supxlabel.get_text() and "%)" in repr(circuit)
+
+
+def test_dictionaries_are_named_by_themselves_or_by_their_names(fresh):
+    sae, twin = dictionary(fresh), replace(dictionary(fresh, "resid_pre.2"), name="late")
+    for one in (sae, twin):
+        fresh.attach(one)
+    by_name, itself = (nodes(fresh, task(), saes, others=(), steps=2, null=False) for saes in (["d"], [sae]))
+    assert by_name.components == itself.components and np.array_equal(by_name.values, itself.values)
+    assert {one.name for one in itself.components} == {"d"}
+    both = nodes(fresh, task(), [sae, "late"], others=(), steps=2, null=False)
+    assert {one.name for one in both.components} == {"d", "late"}
+    assert nodes(fresh, task(), twin, others=(), steps=2, null=False).components[0].name == "late"
+    for saes, said in [(replace(sae, name="e"), r"The SAE 'e' is not attached .*attached: d, late.* Type: sae = model\.attach"),
+                       ("e", r"The SAE 'e' is not attached .* Type: sae = model\.attach"),
+                       ([replace(sae, W_dec=-sae.W_dec)], "Another SAE is attached as 'd'")]:  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            nodes(fresh, task(), saes)
+
+
 def test_refusals(fresh):
     with pytest.raises(ValueError, match="No SAE is attached"):
         nodes(fresh, task())
     sae = fresh.attach(dictionary(fresh, "mlp_out.1"))
     fresh.attach(dictionary(fresh, "mlp_out.1"), "twin")
     for run, said in [(lambda: nodes(fresh, task()), "Two SAEs take mlp_out.1"),
-                      (lambda: nodes(fresh, task(), "e"), "no SAE 'e'"),
+                      (lambda: nodes(fresh, task(), "e"), "SAE 'e' is not attached"),
                       (lambda: nodes(fresh, task(), "d", others="q"), "'z', 'mlp_out'"),
                       (lambda: nodes(fresh, task(), "d", steps=-1), "steps=-1"),
                       (lambda: nodes(fresh, task(), "d", metric="accuracy"), "no gradient"),

@@ -57,6 +57,7 @@ def test_parts_stay_in_place_and_layers_run_upwards(scores):
     assert first == {node["name"]: (node["x"], node["y"]) for node in view._graph.data["nodes"]}
     assert first["embed"][1] < first["z.0.1"][1] < first["mlp_out.0"][1] < first["z.1.1"][1] < first["logits"][1]
     layers = {one["label"]: (one["from"], one["to"]) for one in view._graph.data["layers"]}
+    assert "Hexagon" not in view._graph.data["note"]
     assert list(layers) == ["layer 0", "layer 1", "layer 2"] and layers["layer 0"][1] < layers["layer 1"][0]
 
 
@@ -157,6 +158,8 @@ def test_features_and_the_error_term_are_parts(scores):
     labels = {node["name"]: (node["label"], node["fixed"]) for node in view._graph.data["nodes"]}
     assert labels["feature.mid.3"] == ("3", False) and labels["feature.mid.error"] == ("err", True)
     assert len(view._graph.data["edges"]) == 4 and [one["label"] for one in view._graph.data["layers"]] == ["mid"]
+    assert "Hexagons: features of the SAE 'mid' at resid_post.1" in view._graph.data["note"]
+    assert view.figure().axes[0].get_title(loc="left") == "circuit.feature_edges, 4 of 40 edges"
     assert "wb.locate.circuit.keep(model, task, view.circuit.nodes)" in view._words.value
     view.selected = ["feature.mid.3"]
     with pytest.raises(ValueError, match=r"feature\.mid\.error cannot be selected"):

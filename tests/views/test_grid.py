@@ -44,6 +44,16 @@ def test_limits_are_symmetric_and_scores_within_the_null_are_faint(heads):
     assert "logit_diff" in data["unit"] and "denoising" in data["unit"] and "z.0.0" in data["alt"]
 
 
+def test_scores_of_all_prompts_together_name_no_number_of_prompts(llama, words):
+    from workbench.improve.efficiency import retrieval_heads
+
+    texts = wb.Task([{"text": text} for text in words(9, 9, 9)], "words")
+    gates = retrieval_heads(llama, texts, sink=1, window=2, steps=1)
+    data = wb.show(gates)._canvas.data
+    assert gates.per_prompt.shape[1] == 0 and "prompt" not in data["subtitle"] + data["alt"]
+    assert gates.method in data["subtitle"] and "prompt" not in gates.plot().axes[0].get_title(loc="left")
+
+
 def test_a_missing_interval_is_null_in_json(make_scores):
     scores = make_scores(["z.0.0", "z.0.1"], [0.5, 0.0], null=np.nan, why="one prompt")
     data = wb.show(scores)._canvas.data

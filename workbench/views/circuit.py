@@ -136,14 +136,15 @@ class CircuitView(View):
 
     def figure(self):
         """The graph, and the curve with this size marked."""
+        task = f": {self.value.task}" if self.value.task else ""
+        about = f"{self.value.method}{task}, {counted(self.circuit, self.size)}"
         if not isinstance(self.evaluation, Curve):
-            return self.circuit.plot(title=f"{self.circuit!r} {self.words}".strip())
+            return self.circuit.plot(title=f"{about}{'; ' * bool(self.words)}{self.words}")
         from matplotlib.figure import Figure
 
         figure = picture(Figure(figsize=(10.5, 5.4), dpi=110, layout="constrained"))
         left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
-        about = f"{self.value.method}{': ' * bool(self.value.task)}{self.value.task}"
-        draw(self.circuit, ax=left, title=f"{about}, {counted(self.circuit, self.size)}")
+        draw(self.circuit, ax=left, title=about)
         draw_curve(self.evaluation, ax=right)
         right.axvline(100 * self.size / self.value.whole, color=MARK, lw=1.5, ls="--")
         return figure

@@ -6,6 +6,7 @@ import numpy as np
 
 from workbench.component import Component
 from workbench.locate.circuit import Circuit, Curve, Faithfulness
+from workbench.locate.circuit.drawing import label, meaning
 
 COLUMNS = ("scores", "ci_lo", "ci_hi", "null_p95")
 
@@ -37,7 +38,7 @@ def drawing(value: Circuit, circuit: Circuit, places: dict, size: int) -> dict:
         low, high = layers.get(name, (y, y))
         layers[name] = (min(low, y), max(high, y))
     layers.pop("", None)
-    nodes = [{"name": str(one), "label": _label(one), "kind": one.kind, "x": float(x), "y": float(y), "fixed": fixed(one)}
+    nodes = [{"name": str(one), "label": label(one), "kind": one.kind, "x": float(x), "y": float(y), "fixed": fixed(one)}
              for one, (x, y) in places.items()]  # fmt: skip
     order, columns = np.argsort(-np.abs(circuit.scores), kind="stable"), [getattr(circuit, name) for name in COLUMNS]
     for i in order:
@@ -47,7 +48,7 @@ def drawing(value: Circuit, circuit: Circuit, places: dict, size: int) -> dict:
         for reader in circuit.readers(edge.target):
             edges.append([number[edge.source], number[reader], edge.target.kind, *numbers, faint])
     best = str(circuit.edges[order[0]]) if len(circuit) else "none"
-    note = "Width is the root of the score. F2 is the FFN of layer 2."
+    note = f"Width is the root of the score. F2 is the FFN of layer 2. {meaning(circuit)}".strip()
     note += " Pale edges are within their null." if any(edge[-1] for edge in edges) else ""
     note += f" Null: {circuit.null}." if circuit.null else ""
     if not edges:
@@ -56,7 +57,7 @@ def drawing(value: Circuit, circuit: Circuit, places: dict, size: int) -> dict:
         "nodes": nodes, "edges": edges, "limit": float(np.abs(value.scores).max()) or 1.0,
         "right": max(node["x"] for node in nodes) + 1.0, "top": max(node["y"] for node in nodes),
         "split": any(edge[2] in "qk" for edge in edges),
-        "layers": [{"label": name, "from": low, "to": high} for name, (low, high) in layers.items()],
+        "layers": [{"label": name, "from": low, "to": high} for name, (low, high) in sorted(layers.items(), key=lambda item: item[1])],
         "title": f"{circuit.method}{': ' * bool(circuit.task)}{circuit.task}", "subtitle": counted(circuit, size), "note": note,
         "alt": f"Circuit of {len(circuit)} edges in layers, upwards; strongest edge {best}. Arrow keys move between parts.",
     }  # fmt: skip
@@ -110,9 +111,3 @@ def said(found, value: Circuit, circuit: Circuit, size: int, by: str) -> str:
     return "not measured at this size; " + ", ".join(
         f"{line[k]:.2f} with {sizes[k]} edges" for k in near if k is not None
     )
-
-
-def _label(one: Component) -> str:
-    if one.kind == "feature":
-        return "err" if one.index == "error" else str(one.index)
-    return {"z": f"{one.layer}.{one.index}", "mlp_out": f"F{one.layer}"}.get(one.kind, one.kind)

@@ -9,19 +9,36 @@ import numpy as np
 from workbench.component import Component
 from workbench.plot import BLUE, FAINT, GREY, INK, MARK, RED, picture
 
+BAND = "#f5f7f9"  # behind features
 STYLES = {"q": (0, (4, 2)), "k": (0, (1, 1.5))}  # all others solid
 
 
 def places(circuit) -> dict:
     """Where does each part stand? Part -> (x, y): heads in columns by their number, FFNs in a column of their own to the
-    right, embed at the bottom, logits on top, features side by side in a row of their own; only layers and parts the
-    circuit runs through."""
+    right, embed at the bottom, logits on top, features side by side in a row of their own, with room for their numbers;
+    only layers and parts the circuit runs through."""
     heads, nodes = circuit.sizes[1], circuit.nodes
     levels, features = sorted({_level(node, circuit) for node in nodes}), [n for n in nodes if n.kind == "feature"]
-    column = {"z": lambda node: node.index, "mlp_out": lambda node: heads + 0.3,
-              "feature": lambda node: features.index(node) * max(0.55, (heads - 1) / max(1, len(features) - 1))}  # fmt: skip
-    return {node: (column.get(node.kind, lambda node: (heads - 1) / 2)(node), levels.index(_level(node, circuit)))
+    room = max(0.55, 0.27 + 0.08 * max((len(label(node)) for node in features), default=0))  # for the longest number
+    apart = max(room, (heads - 1) / max(1, len(features) - 1))
+    column = {"z": lambda node: node.index, "mlp_out": lambda node: max(heads + 0.3, apart * (len(features) - 1) + 0.8),
+              "feature": lambda node: apart * features.index(node)}  # fmt: skip
+    middle = max(heads - 1, apart * (len(features) - 1)) / 2
+    return {node: (column.get(node.kind, lambda node: middle)(node), levels.index(_level(node, circuit)))
             for node in nodes}  # fmt: skip
+
+
+def label(one: Component) -> str:
+    """What is written on a part: 2.1 is head 1 of layer 2, F2 its FFN; a feature has its number."""
+    return {"z": f"{one.layer}.{one.index}", "mlp_out": f"F{one.layer}",
+            "feature": "err" if one.index == "error" else f"{one.index}"}.get(one.kind, one.kind)  # fmt: skip
+
+
+def meaning(circuit) -> str:
+    """What the hexagons are, in a sentence; "" where nothing is taken apart."""
+    found = " and ".join(f"SAE {name!r} at {at}" for name, at in circuit.saes.items())
+    left = any(node.index == "error" for node in circuit.nodes)
+    return f"Hexagons: features of the {found}, by number{'; err is what they leave over' * left}." if found else ""
 
 
 def _level(node, circuit) -> float:
@@ -47,26 +64,33 @@ def draw(circuit, *, edges: int = 120, labels: bool = True, title: str | None = 
     shown = circuit.top(min(edges, len(circuit)), prune=False)
     where = places(shown)
     xs, ys = ([place[i] for place in where.values()] or [0] for i in (0, 1))
+    features = [node for node in where if node.kind == "feature"]
     if ax is None:
-        size = (min(14, 3.5 + 0.7 * (max(xs) - min(xs))), min(11, 1.6 + 0.55 * max(ys)))
-        ax = _axes(size)
+        widest = max(14, min(24, 0.5 * len(features)))
+        ax = _axes((min(widest, 3.5 + 0.7 * (max(xs) - min(xs))), min(11, 1.6 + 0.55 * max(ys))))
+    hexagons = {node: _hexagon(ax, *where[node], 4.3 * max(map(len, map(label, features))) + 9 if labels else 8,
+                               13 if labels else 7, node.index == "error") for node in features}  # fmt: skip
+    for y in {where[node][1] for node in features}:
+        ax.axhspan(y - 0.4, y + 0.4, color=BAND, lw=0, zorder=0)
     largest = np.abs(shown.scores).max() if len(shown) else 1
     for i in np.argsort(np.abs(shown.scores)):
         edge, score = shown.edges[i], shown.scores[i]
         for reader in shown.readers(edge.target):
             strength = (abs(score) / (largest or 1)) ** 0.5
             (x0, y0), (x1, y1) = where[edge.source], where[reader]
-            bend = 0.0 if y1 - y0 <= 1 else 0.12 * (1 if x0 >= x1 else -1)
+            bend, ends = 0.0 if y1 - y0 <= 1 else 0.12 * (1 if x0 >= x1 else -1), (edge.source, reader)
+            patches, shrink = [hexagons.get(one) for one in ends], [2 if one in hexagons else None for one in ends]
             ax.add_patch(FancyArrowPatch(
-                (x0, y0), (x1, y1), arrowstyle="-|>", mutation_scale=5 + 5 * strength, shrinkA=7, shrinkB=8,
+                (x0, y0), (x1, y1), arrowstyle="-|>", mutation_scale=5 + 5 * strength, shrinkA=shrink[0] or 7,
+                shrinkB=shrink[1] or 8, patchA=patches[0], patchB=patches[1],
                 connectionstyle=f"arc3,rad={bend}", color=BLUE if score >= 0 else RED, lw=0.4 + 2.6 * strength,
                 alpha=0.2 + 0.75 * strength, linestyle=STYLES.get(edge.target.kind, "solid"), zorder=1))  # fmt: skip
     for node, (x, y) in where.items():
-        marker = {"z": "o", "mlp_out": "s", "feature": "h"}.get(node.kind, "D")
-        ax.plot(x, y, marker, ms=13 if labels else 7, mfc="white", mec=INK, mew=0.8, zorder=2)
+        if node not in hexagons:
+            marker = {"z": "o", "mlp_out": "s"}.get(node.kind, "D")
+            ax.plot(x, y, marker, ms=13 if labels else 7, mfc="white", mec=INK, mew=0.8, zorder=2)
         if labels:
-            text = {"z": f"{node.layer}.{node.index}", "mlp_out": f"F{node.layer}",
-                    "feature": "err" if node.index == "error" else f"{node.index}"}.get(node.kind, node.kind[0].upper())  # fmt: skip
+            text = node.kind[0].upper() if node.kind in ("embed", "logits") else label(node)
             ax.annotate(text, (x, y), ha="center", va="center", fontsize=6.5, color=INK, zorder=3)
     ax.set_xlim(min(xs) - 0.8, max(xs) + 0.8)
     ax.set_ylim(min(ys) - 0.6, max(ys) + 0.6)
@@ -78,9 +102,21 @@ def draw(circuit, *, edges: int = 120, labels: bool = True, title: str | None = 
     )
     ax.set_title("\n".join(textwrap.wrap(line if title is None else title, wide)), fontsize=9, loc="left", color=INK)
     note = ("E embedding, 2.1 head 1 of layer 2, F2 its FFN, L logits. Into heads: values solid, queries dashed, keys dotted. "
-            "Blue helps, red hurts; width by the root of the score.")  # fmt: skip
+            f"Blue helps, red hurts; width by the root of the score. {meaning(shown)}".strip())  # fmt: skip
     ax.figure.supxlabel("\n".join(textwrap.wrap(note, int(1.2 * wide))), x=0.01, ha="left", fontsize=7, color=FAINT)
     return ax.figure
+
+
+def _hexagon(ax, x: float, y: float, width: float, height: float, dashed: bool):
+    """A hexagon around this place, its size in points, so that a number fits whatever the axes' scale."""
+    from matplotlib.patches import Polygon
+    from matplotlib.transforms import Affine2D, ScaledTranslation
+
+    w, h, tip = width / 2, height / 2, height / 3.5
+    corners = [(-w, 0), (tip - w, h), (w - tip, h), (w, 0), (w - tip, -h), (tip - w, -h)]
+    place = Affine2D().scale(1 / 72) + ax.figure.dpi_scale_trans + ScaledTranslation(x, y, ax.transData)
+    return ax.add_patch(Polygon(corners, fc="white", ec=INK, lw=0.8, ls=(0, (3, 1.5)) if dashed else "-", transform=place,
+                                zorder=2))  # fmt: skip
 
 
 def curve(result, *, ax=None):

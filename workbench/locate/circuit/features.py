@@ -18,9 +18,11 @@ from workbench.locate.causal.patching import name_of, reader
 from workbench.locate.causal.places import batches
 from workbench.locate.circuit.attribution import DRAWS, null_of, refuse_without_gap
 from workbench.locate.circuit.results import Faithfulness
+from workbench.locate.features.finding import attached as known
 from workbench.locate.gradient.passes import refuse_without_slope, tokens_per_pass
 from workbench.model.edges import Code, Swap, look, slope, swapped, view, whole
 from workbench.model.plan import Prompts
+from workbench.sae import SAE
 from workbench.scores import Scores
 from workbench.task import Task
 
@@ -44,7 +46,7 @@ def nodes(model, task: Task, saes=None, others=OTHERS, *, steps: int = 10, metri
 
     Args:
         task: pairs, or the name of a bundled task.
-        saes: names of attached SAEs; None for all that are attached.
+        saes: attached SAEs, or their names; None for all that are attached.
         others: of "z" (heads) and "mlp_out" (FFNs), what is scored beside them; () for nothing. A head or FFN whose tensor
             an SAE takes apart is not a node of its own.
         steps: gradients on the way from corrupted to clean; 0 takes one, in the clean run (attribution patching).
@@ -197,13 +199,11 @@ def keep(model, task: Task, nodes, *, error: bool | None = None, rest: str = "co
 def attached(model, saes) -> dict:
     """Name -> SAE, of those asked for."""
     have = model.names.saes
-    wanted = list(have) if saes is None else [saes] if isinstance(saes, str) else list(saes)
+    wanted = list(have) if saes is None else [saes] if isinstance(saes, str | SAE) else list(saes)
     if saes is None and not have:
         raise ValueError("No SAE is attached to this model, so there are no features. Attach one: "
                          "model.attach(wb.SAE.load('course')). Heads and FFNs alone: wb.locate.causal.patch, or eap_ig.")  # fmt: skip
-    for name in wanted:
-        model.names.validate(Component("feature", None, 0, None, name))
-    chosen = {name: have[name] for name in wanted}
+    chosen = {sae.name: sae for sae in (known(model, one) for one in wanted)}
     places = [sae.at.canonical for sae in chosen.values()]
     twice = next((place for place in places if places.count(place) > 1 or
                   (place.index is not None and Component(place.kind, place.layer) in places)), None)  # fmt: skip

@@ -255,7 +255,8 @@ class Circuit:
     def __repr__(self) -> str:
         best = max(range(len(self)), key=lambda i: abs(self.scores[i]), default=None)
         top = "" if best is None else f", strongest {self.edges[best]} {self.scores[best]:+.3g}"
-        return f"Circuit({self.method}, {len(self)} of {self.whole} edges ({self.share:.1%}){top})"
+        share = "" if self.saes else f" ({self.share:.1%})"  # next to none of the edges of all features
+        return f"Circuit({self.method}, {len(self)} of {self.whole} edges{share}{top})"
 
     def plot(self, **kwargs):
         """The circuit as a matplotlib figure: layers upwards, an arrow per edge."""

@@ -6,7 +6,6 @@ const QUIET = { light: "#5f6774", dark: "#a4abb6" };
 const PAPER = { light: [247, 248, 250], dark: [32, 36, 42] };
 const FULL = { light: [8, 61, 119], dark: [130, 200, 255] };
 const RING = { light: "#e08a00", dark: "#ffb000" };
-const FONT = 'system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, "DejaVu Sans", sans-serif';
 const HINT = "Click a head to see it large; with ctrl or shift it is added to the selection. Arrow keys move, Enter adds or removes.";
 
 function shade(mode, p) { return PAPER[mode].map((x, i) => Math.round(x + (FULL[mode][i] - x) * Math.sqrt(p))); }
@@ -134,27 +133,16 @@ function render({ model, el }) {
     read.textContent = inside ? `${d.tokens[q]} (${q}) looks at ${d.tokens[key]} (${key}): ${value(k, q, key).toFixed(2)}` : HINT;
   });
   large.addEventListener("pointerleave", () => { read.dataset.pointed = ""; read.textContent = HINT; });
-  field.addEventListener("focus", () => { focused = field.matches(":focus-visible"); draw(); });
-  field.addEventListener("blur", () => { focused = false; draw(); });
-  field.addEventListener("keydown", (event) => {
-    const step = { ArrowUp: d.n_heads, ArrowDown: -d.n_heads, ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    if (!(step || ["Enter", " ", "Escape"].includes(event.key))) return;
-    event.preventDefault(); event.stopPropagation();
-    focused = true;
-    if (step) { focus = Math.min(d.heads.length - 1, Math.max(0, focus + step)); spoken.textContent = `${d.heads[focus]}, ${d.notes[focus]}`; }
-    else if (event.key === "Escape") { model.set("selected", []); model.save_changes(); }
-    else choose(focus, true);
-    draw();
-  });
+  keyboard(model, field, { ArrowUp: [1, 0], ArrowDown: [-1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }, {
+    look: (now) => { focused = now; },
+    move: ([up, right]) => {
+      focus = Math.min(d.heads.length - 1, Math.max(0, focus + up * d.n_heads + right));
+      spoken.textContent = `${d.heads[focus]}, ${d.notes[focus]}`;
+    },
+    choose: () => choose(focus, true),
+  }, draw);
 
-  model.on("change:data", load);
-  model.on("change:selected", draw);
-  let width = 0;
-  const size = new ResizeObserver(() => { if (root.clientWidth !== width) { width = root.clientWidth; draw(); } });
-  load();
-  size.observe(root);
-  const stop = onTheme(el, draw);
-  return () => { stop(); size.disconnect(); model.off("change:data", load); model.off("change:selected", draw); };
+  return live(model, el, root, load, draw);
 }
 
 export default { render };

@@ -7,7 +7,6 @@ const TONE = {
 };
 const DASH = { q: [5, 3], k: [1.5, 2.5] };
 const PORT = { q: -0.62, k: 0, v: 0.62 };  // where an edge enters a head, from left to right, in radii
-const FONT = 'system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, "DejaVu Sans", sans-serif';
 const HINT = "Point at a part or an edge to read it. Click selects a part; with ctrl or shift it adds. Arrow keys move, Enter adds or removes.";
 
 function signed(x) {
@@ -101,13 +100,19 @@ function render({ model, el }) {
       ctx.beginPath();
       if (node.kind === "z") ctx.arc(x, y, r, 0, 7);
       else if (node.kind === "mlp_out") ctx.roundRect(x - r, y - r * 0.85, 2 * r, 1.7 * r, 3);
+      else if (node.kind === "feature") {
+        const h = r * 0.85, tip = h * 0.58;
+        for (const [dx, dy] of [[-wide, 0], [tip - wide, -h], [wide - tip, -h], [wide, 0], [wide - tip, h], [tip - wide, h]]) ctx.lineTo(x + dx, y + dy);
+        ctx.closePath();
+      }
       else ctx.roundRect(x - wide, y - r * 0.85, 2 * wide, 1.7 * r, r);
     };
     ctx.font = `${Math.max(9, Math.min(11.5, r * 0.85))}px ${FONT}`;
-    const wide = Math.max(r, ctx.measureText(node.label).width / 2 + 9);
+    const wide = Math.max(r, ctx.measureText(node.label).width / 2 + (node.kind === "feature" ? 7.5 : 9));
     outline(); ctx.fillStyle = tone.paper; ctx.fill();
     ctx.strokeStyle = chosen ? tone.ring : tone.ink; ctx.lineWidth = chosen ? 3 : hover && hover.node === i ? 2 : 1.1;
-    ctx.stroke();
+    ctx.setLineDash(node.kind === "feature" && node.fixed ? [3, 2] : []);  // what the features leave over
+    ctx.stroke(); ctx.setLineDash([]);
     if (focused && focus === i) { ctx.setLineDash([3, 2]); ctx.strokeStyle = tone.ink; ctx.lineWidth = 1.5; ctx.strokeRect(x - wide - 4, y - r - 3, 2 * wide + 8, 2 * r + 6); ctx.setLineDash([]); }
     ctx.fillStyle = tone.ink; ctx.textAlign = "center";
     if (r >= 8 || !["z", "mlp_out"].includes(node.kind)) ctx.fillText(node.label, x, y + 0.5);
@@ -189,26 +194,14 @@ function render({ model, el }) {
     field.focus({ preventScroll: true });
     if (found && found.node !== undefined) { focus = found.node; spoken.textContent = about(focus); choose(focus, event.ctrlKey || event.metaKey || event.shiftKey); }
   });
-  field.addEventListener("focus", () => { focused = field.matches(":focus-visible"); draw(); });
-  field.addEventListener("blur", () => { focused = false; draw(); });
-  field.addEventListener("keydown", (event) => {
-    const step = { ArrowUp: [0, 1], ArrowDown: [0, -1], ArrowLeft: [-1, 0], ArrowRight: [1, 0] }[event.key];
-    if (!(step || ["Enter", " ", "Escape"].includes(event.key))) return;
-    event.preventDefault(); event.stopPropagation();
-    focused = true; hover = null;
-    if (step) { focus = walk(...step); spoken.textContent = about(focus); draw(); }
-    else if (event.key === "Escape") { model.set("selected", []); model.save_changes(); }
-    else if (used.has(focus)) choose(focus, true);
-  });
+  keyboard(model, field, { ArrowUp: [0, 1], ArrowDown: [0, -1], ArrowLeft: [-1, 0], ArrowRight: [1, 0] }, {
+    look: (now) => { focused = now; },
+    move: (step) => { focus = walk(...step); spoken.textContent = about(focus); },
+    choose: () => { if (used.has(focus)) choose(focus, true); },
+    key: () => { hover = null; },
+  }, draw);
 
-  model.on("change:data", load);
-  model.on("change:selected", draw);
-  let width = 0;
-  const size = new ResizeObserver(() => { if (root.clientWidth !== width) { width = root.clientWidth; draw(); } });
-  load();
-  size.observe(root);
-  const stop = onTheme(el, draw);
-  return () => { stop(); size.disconnect(); model.off("change:data", load); model.off("change:selected", draw); };
+  return live(model, el, root, load, draw);
 }
 
 export default { render };

@@ -9,7 +9,6 @@ const INK = { light: "#222831", dark: "#e6e8eb" };
 const QUIET = { light: "#5f6774", dark: "#a4abb6" };
 const PAPER = { light: "#ffffff", dark: "#15181c" };
 const RING = { light: "#e08a00", dark: "#ffb000" };  // orange: neither of the two poles, for any eyes
-const FONT = 'system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, "DejaVu Sans", sans-serif';
 const HINT = "Point at a cell to read it. Click selects; with ctrl or shift it adds. Arrow keys move, Enter adds or removes.";
 
 const rgb = (hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16));
@@ -171,30 +170,18 @@ function render({ model, el }) {
     field.focus({ preventScroll: true });
     choose(k, event.ctrlKey || event.metaKey || event.shiftKey);
   });
-  field.addEventListener("focus", () => { focused = field.matches(":focus-visible"); draw(); });
-  field.addEventListener("blur", () => { focused = false; draw(); });
-  field.addEventListener("keydown", (event) => {
-    const step = { ArrowUp: [1, 0], ArrowDown: [-1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
-    if (focus < 0 || !(step || ["Enter", " ", "Escape"].includes(event.key))) return;
-    event.preventDefault(); event.stopPropagation();
-    focused = true;
-    if (step) {  // over cells that were not scored, to the next one that was
-      let r = d.row[focus] + step[0], c = d.column[focus] + step[1];
-      while (r >= 0 && c >= 0 && r < d.rows.length && c < d.columns.length && at(r, c) < 0) { r += step[0]; c += step[1]; }
+  keyboard(model, field, { ArrowUp: [1, 0], ArrowDown: [-1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }, {
+    can: () => focus >= 0,
+    look: (now) => { focused = now; },
+    move: ([up, right]) => {  // over cells that were not scored, to the next one that was
+      let r = d.row[focus] + up, c = d.column[focus] + right;
+      while (r >= 0 && c >= 0 && r < d.rows.length && c < d.columns.length && at(r, c) < 0) { r += up; c += right; }
       if (at(r, c) >= 0) focus = at(r, c);
-      draw();
-    } else if (event.key === "Escape") { model.set("selected", []); model.save_changes(); }
-    else choose(focus, true);
-  });
+    },
+    choose: () => choose(focus, true),
+  }, draw);
 
-  model.on("change:data", load);
-  model.on("change:selected", draw);
-  let width = 0;
-  const size = new ResizeObserver(() => { if (root.clientWidth !== width) { width = root.clientWidth; draw(); } });
-  load();
-  size.observe(root);
-  const stop = onTheme(el, draw);
-  return () => { stop(); size.disconnect(); model.off("change:data", load); model.off("change:selected", draw); };
+  return live(model, el, root, load, draw);
 }
 
 export default { render };

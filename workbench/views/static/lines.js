@@ -135,26 +135,14 @@ function render({ model, el }) {
   field.addEventListener("pointermove", (event) => { const i = under(event); if (i !== hover) { hover = i; draw(); } });
   field.addEventListener("pointerleave", () => { hover = -1; draw(); });
   field.addEventListener("click", (event) => { focus = under(event); field.focus({ preventScroll: true }); choose(focus, event.ctrlKey || event.metaKey || event.shiftKey); });
-  field.addEventListener("focus", () => { focused = field.matches(":focus-visible"); draw(); });
-  field.addEventListener("blur", () => { focused = false; draw(); });
-  field.addEventListener("keydown", (event) => {
-    const step = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
-    if (!(step || ["Enter", " ", "Escape"].includes(event.key))) return;
-    event.preventDefault(); event.stopPropagation();
-    focused = true; hover = -1;
-    if (step) { focus = Math.min(d.names.length - 1, Math.max(0, focus + step)); spoken.textContent = d.tips[focus]; draw(); }
-    else if (event.key === "Escape") { model.set("selected", []); model.save_changes(); }
-    else choose(focus, true);
-  });
+  keyboard(model, field, { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }, {
+    look: (now) => { focused = now; },
+    move: (step) => { focus = Math.min(d.names.length - 1, Math.max(0, focus + step)); spoken.textContent = d.tips[focus]; },
+    choose: () => choose(focus, true),
+    key: () => { hover = -1; },
+  }, draw);
 
-  model.on("change:data", load);
-  model.on("change:selected", draw);
-  let width = 0;
-  const size = new ResizeObserver(() => { if (root.clientWidth !== width) { width = root.clientWidth; draw(); } });
-  load();
-  size.observe(root);
-  const stop = onTheme(el, draw);
-  return () => { stop(); size.disconnect(); model.off("change:data", load); model.off("change:selected", draw); };
+  return live(model, el, root, load, draw);
 }
 
 export default { render };
