@@ -12,10 +12,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 from workbench.component import Component
-from workbench.improve.efficiency.streaming import grouped, own_layers
+from workbench.improve.efficiency.streaming import attention_as, grouped, own_layers
 from workbench.locate.magnitude.reading import texts
 from workbench.model import Prompts
-from workbench.model.edit import LOCK
 from workbench.scores import Scores
 
 NAME = "workbench_gates"
@@ -42,7 +41,7 @@ def retrieval_heads(model, task, at="z.*.*", *, sink: int = 1, window: int = 4, 
     Raises:
         ValueError: as `StreamingCache`; when every layer is local.
     Source:
-        Xiao et al. 2024, "DuoAttention", eq. 1 to 3.
+        Xiao et al. 2025, "DuoAttention", eq. 1 to 3.
     """
     began, rng = time.perf_counter(), np.random.default_rng(seed)
     prompts, name = texts(model, task)
@@ -113,10 +112,5 @@ def _gated(model, gates: dict, free: dict, part: Prompts, sink: int, window: int
 
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, eager_mask)
-    config, before = model.hf.config, model.hf.config._attn_implementation
-    with LOCK:
-        config._attn_implementation = NAME
-        try:
-            yield
-        finally:
-            config._attn_implementation = before
+    with attention_as(model, NAME):
+        yield

@@ -33,7 +33,7 @@ def shrink(model, layers=(), neurons=()) -> Model:
         ValueError: when nothing or no block would be left, for other components, or where this architecture's config cannot
             say what is left.
     Source:
-        Men et al. 2024, "ShortGPT" (blocks); Sun et al. 2023, "Wanda" (a score for neurons, `locate.magnitude.wanda`).
+        Men et al. 2024, "ShortGPT" (blocks); Sun et al. 2024, "Wanda" (a score for neurons, `locate.magnitude.wanda`).
     """
     names = model.names
     given = [layers] if isinstance(layers, (int, str, Component)) else list(layers)

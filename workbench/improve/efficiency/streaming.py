@@ -98,7 +98,7 @@ class StreamingCache(Cache):
         ValueError: for other components; in a layer that is local already; where transformers computes attention in a way
             of its own.
     Source:
-        Xiao et al. 2024, "DuoAttention"; Tang et al. 2024, "RazorAttention".
+        Xiao et al. 2025, "DuoAttention"; Tang et al. 2025, "RazorAttention".
     """
 
     def __init__(self, model, heads, sink: int = 1, window: int = 4, firsts=None, rows: int = 1):
@@ -156,12 +156,17 @@ AttentionInterface.register(NAME, attention)
 AttentionMaskInterface.register(NAME, eager_mask)
 
 
-@contextmanager
 def streaming(model):
     """Inside, this model's attention can read a `StreamingCache`; with another cache it computes what it always does."""
+    return attention_as(model, NAME)
+
+
+@contextmanager
+def attention_as(model, name: str):
+    """Inside, this model computes attention by the function of that name in transformers' table."""
     config, before = model.hf.config, model.hf.config._attn_implementation
     with LOCK:
-        config._attn_implementation = NAME
+        config._attn_implementation = name
         try:
             yield
         finally:
