@@ -22,10 +22,6 @@ def part(task, rng):
     return wb.Task([row for row in task if row["split"] != "fit" or rng.random() < 0.8], task.name)
 
 
-def mass(logits, answer, foil):
-    return measure.prob(logits, answer) + measure.prob(logits, foil)
-
-
 def swapped(task):
     """Every pair both ways round: "she" occupations, and "he" occupations."""
     rows = []
@@ -90,10 +86,11 @@ def measured(model, tasks, split, *change, read=None):
     read = read or (lambda logits: logits)
     rows = {name: tasks[name].split(split) for name in ("pronoun_bias", "pronoun_settled", "pronoun_neutral")}
     both = swapped(rows["pronoun_bias"])
-    gap = np.abs(both.score(model, *change, metric=lambda x, a, f: measure.logit_diff(read(x), a, f)))
+    gap = both.score(model, *change, metric=lambda x, a, f: measure.gap(read(x), a, f))
     settled = rows["pronoun_settled"].score(model, *change, metric="accuracy").mean()
     she = rows["pronoun_neutral"].score(model, *change, metric=lambda x, a, f: measure.prob(read(x), a, f)).mean()
-    return gap, settled, she, both.score(model, *change, metric=lambda x, a, f: mass(read(x), a, f)).mean(), both
+    either = both.score(model, *change, metric=lambda x, a, f: measure.mass(read(x), a, f)).mean()
+    return gap, settled, she, either, both
 
 
 def gap_line(model, tasks, seed, split, claim, change, controls, untouched, read=None, **about):
