@@ -40,6 +40,8 @@ def rows(model) -> dict[str, list]:
         ],
         "Zero, Scale of neurons": [wb.Zero("neuron.1.3"), wb.Scale("neuron.1.*", 2.0)],
         "Mean, Replace, Clamp of neurons": [wb.Mean(["neuron.1.3", "neuron.0.5"], one), wb.Clamp("neuron.1.3", 1.0)],
+        "Zero, Scale of experts": [wb.Zero("expert.1.3"), wb.Scale("expert.1.*", 0.5)],
+        "Mean, Replace, Clamp of experts": [wb.Mean(["expert.1.3", "expert.0.1"], one), wb.Clamp("expert.1.3", 1.0)],
     }
     for at in ("attn_out", "mlp_out"):
         found |= {

@@ -18,8 +18,9 @@ START, END = "<!-- survey map: python data/survey_map.py --write -->", "<!-- end
 STREAM = ("resid_pre", "resid_mid", "resid_post")
 BLOCKS = ("attn_out", "mlp_out")
 QKV = ("q", "k", "v")
+EXPERTS = ("router", "expert")
 COLUMNS = {"stream": STREAM, "embedding": ("embed",), "blocks": BLOCKS, "heads": ("z",), "q, k, v": QKV,
-           "attention": ("attn_scores", "pattern"), "neurons": ("neuron",), "SAE features": ("feature",)}  # fmt: skip
+           "attention": ("attn_scores", "pattern"), "neurons": ("neuron",), "experts": EXPERTS, "SAE features": ("feature",)}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,24 +35,24 @@ class Method:
 
 
 RANKINGS = (
-    Method("magnitude.contrast", ("embed", *STREAM, *BLOCKS, *QKV, "z", "neuron", "ln_final"), "10_locate_magnitude",
+    Method("magnitude.contrast", ("embed", *STREAM, *BLOCKS, *QKV, "z", "neuron", "expert", "ln_final"), "10_locate_magnitude",
            "Suau et al. 2024", "safety, persona, knowledge"),
     Method("magnitude.language_neurons", ("neuron",), "10_locate_magnitude", "Tang et al. 2024", "multilingualism"),
     Method("magnitude.pattern_scores", ("pattern", "z"), "10_locate_magnitude", "Olsson et al. 2022", "reasoning, inference"),
     Method("magnitude.wanda", ("z", "neuron"), "10_locate_magnitude", "Sun et al. 2024; Wei et al. 2024", "safety, inference"),
     Method("magnitude.weight_norms", ("z", "neuron"), "10_locate_magnitude", "data-free baseline", "inference"),
-    Method("causal.patch", (*STREAM, *BLOCKS, *QKV, "attn_scores", "pattern", "z", "neuron", "feature"), "12_locate_causal",
+    Method("causal.patch", (*STREAM, *BLOCKS, *QKV, "attn_scores", "pattern", "z", "neuron", *EXPERTS, "feature"), "12_locate_causal",
            "Vig et al. 2020; Zhang and Nanda 2024", "fairness, knowledge, reasoning"),
-    Method("causal.ablate", (*STREAM, *BLOCKS, *QKV, "attn_scores", "pattern", "z", "neuron", "feature"), "12_locate_causal",
+    Method("causal.ablate", (*STREAM, *BLOCKS, *QKV, "attn_scores", "pattern", "z", "neuron", *EXPERTS, "feature"), "12_locate_causal",
            "Wang et al. 2022; Li and Janson 2024", "safety, reasoning, inference"),
-    Method("gradient.attribution_patch", (*STREAM, *BLOCKS, *QKV, "attn_scores", "pattern", "z", "neuron", "feature"), "13_locate_gradient",
+    Method("gradient.attribution_patch", (*STREAM, *BLOCKS, *QKV, "attn_scores", "pattern", "z", "neuron", *EXPERTS, "feature"), "13_locate_gradient",
            "Nanda 2022; Kramár et al. 2024", "fairness, persona, knowledge"),
     Method("gradient.relevance_patch", (*STREAM, *BLOCKS, "v", "z", "neuron", "feature"), "13_locate_gradient", "Jafari et al. 2025",
            "reasoning"),
     Method("gradient.knowledge_neurons", ("neuron",), "13_locate_gradient", "Dai et al. 2022", "knowledge"),
     Method("gradient.weight_importance", (*QKV, *BLOCKS, "z", "neuron"), "13_locate_gradient", "Lee et al. 2019; Wei et al. 2024",
            "safety, training"),
-    Method("probing.probe", ("embed", *STREAM, *BLOCKS, *QKV, "z", "neuron", "ln_final"), "14_locate_probing",
+    Method("probing.probe", ("embed", *STREAM, *BLOCKS, *QKV, "z", "neuron", *EXPERTS, "ln_final"), "14_locate_probing",
            "Hewitt and Liang 2019; Gurnee et al. 2023", "safety, persona, knowledge"),
     Method("vocabulary.logit_attribution", ("embed", *BLOCKS, "z", "neuron"), "11_locate_vocabulary", "Elhage et al. 2021",
            "fairness, reasoning"),

@@ -41,6 +41,12 @@ def trained():
     return wb.load(train(), tokenizer=tokenizer())
 
 
+@pytest.fixture(scope="session")
+def trained_mixture():
+    """A tiny Mixtral that answers as `trained` does."""
+    return wb.load(train("mixtral"), tokenizer=tokenizer())
+
+
 @pytest.fixture(scope="session", params=CONFIGS)
 def tiny(request):
     """Each of the fourteen architectures in turn."""

@@ -35,6 +35,18 @@ CONFIGS = {
     "granite": {**LLAMA, "residual_multiplier": 0.7, "attention_multiplier": 0.5, "embedding_multiplier": 3.0,
                 "logits_scaling": 2.0},
 }  # fmt: skip
+ROUTED = {**LLAMA, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+MIXTURES = {  # each with its own way of choosing; a shared expert or a layer without any in some
+    "mixtral": CONFIGS["mixtral"],
+    "qwen2_moe": {**ROUTED, "num_experts": 4, "shared_expert_intermediate_size": 40, "mlp_only_layers": [1]},
+    "qwen3_moe": {**ROUTED, "num_experts": 4, "head_dim": 8},
+    "olmoe": {**ROUTED, "num_experts": 4},
+    "deepseek_v3": {**ROUTED, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1,
+                    "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
+                    "qk_nope_head_dim": 8, "v_head_dim": 8, "head_dim": 8},
+    "gpt_oss": {**ROUTED, "num_local_experts": 4, "head_dim": 8,
+                "layer_types": ["sliding_attention", "full_attention", "full_attention"]},
+}  # fmt: skip
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -50,14 +62,14 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def build(architecture: str, seed: int = 0) -> torch.nn.Module:
     """A random model of one architecture, matrices scaled up: more where LayerNorm and its biases damp effects."""
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(architecture, **CONFIGS[architecture])
+    config = AutoConfig.for_model(architecture, **(CONFIGS | MIXTURES)[architecture])
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(12 if architecture in ("gpt2", "opt", "bloom", "granite") else 4)
-            elif "bias" in name:
+            if "bias" in name:
                 parameter.normal_(std=0.1)
+            elif parameter.dim() > 1:
+                parameter.mul_(12 if architecture in ("gpt2", "opt", "bloom", "granite") else 4)
     return model
 
 
@@ -72,10 +84,11 @@ def copying(n: int = 12, seed: int = 3) -> list[dict]:
     return rows
 
 
-def trained() -> torch.nn.Module:
-    """A tiny Llama taught for a few seconds to answer as `copying` says: a cause whose place is known."""
+def trained(architecture: str = "llama") -> torch.nn.Module:
+    """A tiny model taught for a few seconds to answer as `copying` says: a cause whose place is known."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **LLAMA), attn_implementation="eager")
+    config = AutoConfig.for_model(architecture, **CONFIGS[architecture])
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     optimizer = torch.optim.Adam(model.parameters(), 5e-3)
     for _ in range(150):
         ids, kind = torch.randint(10, D_VOCAB, (64, 7)), torch.randint(0, 2, (64,))

@@ -32,6 +32,7 @@ KINDS: dict[str, tuple[str | None, str]] = {
     "ln_final": (None, "final norm"),
     "logits": (None, "logits"),
 }
+SINGLE = ("neuron", "expert", "feature")  # one number at each token
 RANK = {kind: i for i, kind in enumerate(KINDS)}
 WITHOUT_LAYER = {"embed", "ln_final", "logits"}
 TL_HOOKS = {

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import torch
 
-from workbench.component import Component, components
+from workbench.component import SINGLE, Component, components
 from workbench.gate import Gate
 
 PHASES = ("prompt", "generation", "both")
@@ -138,7 +138,11 @@ class Intervention:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Zero(Intervention):
-    """What happens without this component? Its activation becomes 0 (zero ablation; off the data's distribution)."""
+    """What happens without this component? Its activation becomes 0 (zero ablation; off the data's distribution).
+
+    Of an expert the activation is its routing weight, so what it adds to the FFN's output is gone; the other experts keep
+    their weights, which are not made to sum to 1 again.
+    """
 
     def change(self, x: torch.Tensor, which: int) -> torch.Tensor:
         return torch.zeros_like(x)
@@ -149,8 +153,8 @@ class Zero(Intervention):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Replace(Intervention):
-    """What happens with these activations instead? `values` is [width] or [len(at), width] (a number each for neurons
-    and features)."""
+    """What happens with these activations instead? `values` is [width] or [len(at), width] (a number each for neurons,
+    features and experts)."""
 
     values: torch.Tensor
     tensors: ClassVar[tuple[str, ...]] = ("values",)
@@ -165,8 +169,8 @@ class Replace(Intervention):
 
     @property
     def _one_each(self) -> bool:
-        """One row of values per component; for neurons and features, whose values are numbers, one number."""
-        return self.values.dim() == 2 or (self.values.dim() == 1 and self.at[0].kind in ("neuron", "feature"))
+        """One row of values per component; for neurons, features and experts, whose values are numbers, one."""
+        return self.values.dim() == 2 or (self.values.dim() == 1 and self.at[0].kind in SINGLE)
 
     def change(self, x: torch.Tensor, which: int) -> torch.Tensor:
         value = self.values[which] if self._one_each else self.values
@@ -216,7 +220,7 @@ class Scale(Intervention):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Clamp(Intervention):
-    """What happens when a neuron or feature is held at `value`?"""
+    """What happens when a neuron, a feature or an expert's routing weight is held at `value`?"""
 
     value: float
 

@@ -28,7 +28,17 @@ def accuracy(logits, answer, foil=None):
     return (logits.argmax(-1) == answer.to(logits.device)).float()
 
 
-METRICS = {f.__name__: f for f in (logit_diff, log_prob, prob, accuracy)}
+def gap(logits, answer, foil):
+    """How uneven are the odds of answer and foil, whichever is ahead? |logit_diff|, in nats."""
+    return logit_diff(logits, answer, foil).abs()
+
+
+def mass(logits, answer, foil):
+    """Probability of answer and foil together."""
+    return prob(logits, answer) + prob(logits, foil)
+
+
+METRICS = {f.__name__: f for f in (logit_diff, log_prob, prob, accuracy, gap, mass)}
 
 
 def metric(which):

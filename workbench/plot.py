@@ -146,10 +146,15 @@ def grid(scores, selected: list[int] = ()):
 
 
 def forest(report):
-    """Every task of a report: the change in accuracy with its interval, recipe above controls. Returns the Figure."""
+    """Every task of a report: the change of what it is judged by, with its interval, recipe above controls; of a gap the
+    relative change. Returns the Figure."""
     from matplotlib.figure import Figure
 
-    table = report.frame[report.frame.metric == "accuracy"]
+    table, judged = report.frame, {"accuracy": "accuracy", "gap": "relative gap", "prob": "probability"}
+    table = table[table.metric.isin(judged)]
+    if "relative" in table:
+        shares = table[["relative", "relative_lo", "relative_hi"]].set_axis(["change", "ci_lo", "ci_hi"], axis=1)
+        table = table.assign(**shares.where(table.metric == "gap", table))
     groups = list(table.groupby(["role", "task", "split"], sort=False))
     arms = list(dict.fromkeys(table.arm))
     marks = dict(zip(arms[1:], cycle("dsx^vPph*")))
@@ -158,7 +163,8 @@ def forest(report):
     y, ticks, names = 0.0, [], []
     for (role, task, split), part in groups:
         ticks.append(y - (len(part) - 1) / 2)
-        names.append(f"{task}\n{role}, {split}, n={int(part.n.iloc[0])}")
+        what = "" if part.metric.iloc[0] == "accuracy" else f", {judged[part.metric.iloc[0]]}"
+        names.append(f"{task}\n{role}, {split}, n={int(part.n.iloc[0])}{what}")
         for _, row in part.iterrows():
             own = row.arm == "recipe"
             colour = (BLUE if role == "target" else INK) if own else GREY
@@ -171,7 +177,8 @@ def forest(report):
         ax.plot([], [], "o" if i == 0 else marks[arm], color=BLUE if i == 0 else GREY, label=arm)
     ax.axvline(0, color=FAINT, linewidth=0.8)
     ax.set_yticks(ticks, names, fontsize=8)
-    ax.set_xlabel("change in accuracy (after minus before), 95 % interval", fontsize=8)
+    measured = " or ".join(judged[name] for name in dict.fromkeys(table.metric))
+    ax.set_xlabel(f"change in {measured} (after minus before), 95 % interval", fontsize=8)
     ax.set_title(report.name, loc="left", fontsize=9, color=INK)
     ax.legend(fontsize=7, frameon=False, loc="best")
     ax.tick_params(labelsize=8, length=0)

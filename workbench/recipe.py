@@ -104,6 +104,27 @@ class Recipe:
         """
         return model.to_gguf(self, file, hint)
 
+    def to_peft(self, model, folder, rank: int | None = None, tolerance: float = 1e-5) -> Path:
+        """The changes of weights as a LoRA adapter, for `peft.PeftModel.from_pretrained(hf_model, folder)`. See
+        `workbench.model.peft`.
+
+        Args:
+            rank: the most directions a matrix may take; tolerance: the share of a change that may be lost.
+        Raises:
+            ValueError: listing interventions on activations, and changes of higher rank with what they would lose.
+        """
+        return model.to_peft(self, folder, rank, tolerance)
+
+    @classmethod
+    def from_peft(cls, model, folder) -> Recipe:
+        """A LoRA adapter that peft trained, as a recipe for this model. See `workbench.model.peft`.
+
+        Raises:
+            FileNotFoundError: when `folder` holds no adapter.
+            ValueError: listing what is no plain LoRA, and what does not fit the model.
+        """
+        return model.from_peft(folder)
+
     @classmethod
     def load(cls, folder) -> Recipe:
         """Read a recipe back.

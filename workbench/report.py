@@ -12,6 +12,34 @@ from workbench import storage
 from workbench.measure import share_bound
 
 
+@dataclass(frozen=True)
+class Aim:
+    """What a target is judged by.
+
+    Attributes:
+        metrics: what is measured on the target, the one that decides first. moved: what tells, prompt by prompt, which way
+            it went, and chooses the best random control.
+        better: 1 where more is better, -1 where less is. claim: that it got better. said: the metric before its figures.
+    """
+
+    metrics: tuple[str, ...]
+    moved: str
+    better: int
+    claim: str
+    said: str = ""
+
+    @property
+    def metric(self) -> str:
+        return self.metrics[0]
+
+
+AIMS = {
+    "answer": Aim(("accuracy", "logit_diff"), "logit_diff", 1, "helps"),
+    "even": Aim(("gap", "mass", "logit_diff"), "gap", -1, "narrows the gap", "gap "),
+}
+FULL = "full tuning"  # a control to compare with, that need not be beaten
+
+
 @dataclass(frozen=True, eq=False)
 class Report:
     """Did it help, and what did it cost?
@@ -19,11 +47,12 @@ class Report:
     Attributes:
         name: of the recipe.
         frame: arm, role, task, split, metric, before, after, change, ci_lo, ci_hi, n (p95, p99 for KL; wrong_way for the
-            logit difference: the share of prompts that were moved away from the answer). The arm "recipe" is the change
-            itself, the others are its controls.
+            logit difference: the share of prompts that were moved away from the answer; for the gap: of those that became
+            more uneven, and relative, relative_lo, relative_hi: its change as a share of the mean gap before). The arm
+            "recipe" is the change itself, the others are its controls.
         against: on the target, recipe minus control, paired, with intervals.
         examples: every prompt of every task, before and after (for texts, means over its tokens).
-        settings: seed, draws, tolerances.
+        settings: aim, seed, draws, tolerances; missing: tuning controls that did not succeed, and why.
     """
 
     name: str
@@ -32,14 +61,20 @@ class Report:
     examples: pd.DataFrame
     settings: dict
 
-    def row(self, task: str | None = None, split: str = "ood", metric: str = "accuracy", arm: str = "recipe") -> dict:
-        """One line of the table; the target's by default.
+    @property
+    def aim(self) -> Aim:
+        return AIMS[self.settings.get("aim", "answer")]
+
+    def row(self, task: str | None = None, split: str = "ood", metric: str | None = None, arm: str = "recipe") -> dict:
+        """One line of the table; by default the target's, and what the task is judged by: accuracy, the gap of a target that
+        should become even, the probability of an answer that should be still, the loss of texts.
 
         Raises:
             KeyError: when there is none.
         """
-        table = self.frame[(self.frame.arm == arm) & (self.frame.split == split) & (self.frame.metric == metric)]
+        table = self.frame[(self.frame.arm == arm) & (self.frame.split == split)]
         table = table[table.role == "target"] if task is None else table[table.task == task]
+        table = table if metric is None else table[table.metric == metric]
         if table.empty:
             raise KeyError(f"No line for task {task!r}, split {split!r}, metric {metric!r}, arm {arm!r}.")
         return table.iloc[0].to_dict()
@@ -48,11 +83,15 @@ class Report:
     def checks(self) -> pd.DataFrame:
         """Which claims hold? claim, task, split, holds ("yes", "no" or "unclear"), why.
 
-        helps: the accuracy on the target rises, its interval clear of zero. beats controls: and it is above every control,
-        its interval clear of zero. keeps accuracy: by Clopper-Pearson, the share of prompts that were right and no longer
-        are is within the tolerance. keeps margin: the interval of the logit difference's change is within its share of the
-        margin. keeps loss: the interval of the loss is within its tolerance. "no" is a loss beyond the tolerance whose
-        interval is clear of zero; between the two, more prompts are needed to say.
+        helps: the accuracy on the target rises, its interval clear of zero. narrows the gap (in its place, with aim="even"):
+        the mean |logit difference| falls, its interval clear of zero. beats controls: and it is better than every control,
+        its interval clear of zero (full tuning is named beside them, and need not be beaten). keeps mass: where odds are made
+        even, answer and foil together lose no more probability than the tolerance, for a mere flattening narrows every gap.
+        keeps accuracy: by Clopper-Pearson, the share of prompts that were right and no longer are is within the tolerance.
+        keeps margin: the interval of the logit difference's change is within its share of the margin. keeps probability: the
+        interval of its change is within the tolerance on both sides. keeps loss: the interval of the loss is within its
+        tolerance. "no" is a change beyond the tolerance whose interval is clear of zero; between the two, more prompts are
+        needed to say.
         """
         own = self.frame[self.frame.arm == "recipe"]
         found = [_check(self, row) for _, row in own.iterrows()]
@@ -73,11 +112,9 @@ class Report:
         broken = checks[(checks.role == "guard") & (checks.holds == "no")]
         open_ = checks[(checks.role == "guard") & (checks.holds == "unclear") & ~checks.task.isin(broken.task)]
         said = "; ".join(f"{row.claim} on {row.task} ({row.split}): {row.holds}" for _, row in failed.iterrows())
-        first = [f"NOT shown to help: {said}." if said else "It helps, beyond every control."]
-        harm = {
-            what: list(dict.fromkeys(broken[broken.claim == f"keeps {what}"].task))
-            for what in ("accuracy", "margin", "loss")
-        }
+        first = [f"NOT shown to help: {said}." if said else f"It {self.aim.claim}, beyond every control."]
+        harm = {what: list(dict.fromkeys(broken[broken.claim == f"keeps {what}"].task))
+                for what in ("accuracy", "margin", "probability", "loss")}  # fmt: skip
         harm["margin"] = [task for task in harm["margin"] if task not in harm["accuracy"]]
         lost = "; ".join(f"{', '.join(tasks)} (in {what})" for what, tasks in harm.items() if tasks)
         first.append(f"It HARMS {lost}." if lost else "No guard is broken.")
@@ -89,11 +126,12 @@ class Report:
             lines.append(f"{head}: {'; '.join(part.why)}")
         if not (self.frame.metric == "kl").any():
             lines.append("no background text was measured: give a task of plain texts among the guards")
+        lines += [f"control {name} is missing: {why}" for name, why in self.settings.get("missing", {}).items()]
         return "\n".join(lines)
 
     def __repr__(self) -> str:
-        target = self.frame[(self.frame.role == "target") & (self.frame.metric == "accuracy")]
-        moves = ", ".join(f"{row.split} {row.before:.2f} -> {row.after:.2f}" for _, row in
+        target = self.frame[(self.frame.role == "target") & (self.frame.metric == self.aim.metric)]
+        moves = ", ".join(f"{row.split} {self.aim.said}{row.before:.2f} -> {row.after:.2f}" for _, row in
                           target[target.arm == "recipe"].iterrows())  # fmt: skip
         return f"Report({self.name} on {target.task.iloc[0]}: {moves})"
 
@@ -148,7 +186,7 @@ class Report:
 
 
 TABLES = ("frame", "against", "examples")
-TOLERANCES = {"accuracy": 0.05, "margin": 0.1, "loss": 0.02}  # what a guard may lose and still count as kept
+TOLERANCES = {"accuracy": 0.05, "margin": 0.1, "loss": 0.02, "probability": 0.02}  # what may go and still count as kept
 STYLE = ("body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#222831}img{max-width:100%}"
          "table{border-collapse:collapse;font-size:13px}td,th{padding:.15em .7em;text-align:right;border-bottom:1px solid #ddd}"
          "summary{cursor:pointer;font-weight:600;margin:1em 0 .3em}@media(prefers-color-scheme:dark){body{background:#1b1e23;"
@@ -157,23 +195,31 @@ STYLE = ("body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto
 
 def _check(report: Report, row) -> list[tuple]:
     """The claims that one line of the table settles."""
-    tolerances = TOLERANCES | report.settings.get("tolerances", {})
+    tolerances, aim = TOLERANCES | report.settings.get("tolerances", {}), report.aim
     place, moved = (row.role, row.task, row.split), f"{row.before:.2f} -> {row.after:.2f}, {_change(row)}"
-    if row.role == "target" and row.metric == "accuracy":
-        found = [("helps", *place, _sign(row.ci_lo, row.ci_hi), moved)]
-        beaten = report.against[(report.against.split == row.split) & (report.against.metric == "accuracy")]
-        if len(beaten):
-            worst = beaten.loc[beaten.difference.idxmin()]
-            clear = _sign(beaten.ci_lo.min(), beaten.ci_hi.min())
-            word = "clear of every control" if clear == "yes" else "NOT clear of its controls"
-            word = "too few prompts for an interval" if beaten.ci_lo.isna().any() else word
-            found.append(("beats controls", *place, clear, f"best control {beaten.control_after.max():.2f} ({worst.control}), {word}"))  # fmt: skip
+    if row.role == "target":
+        found = []
+        if row.metric == aim.metric:
+            found.append((aim.claim, *place, _sign(*_better(row, aim)), f"{aim.said}{moved}{_relative(row)}"))
+            found += _beaten(report, row, place)
+        if row.metric == aim.moved:
+            right = "yes" if aim.better * row.change > 0 else "no"
+            found.append(("moves the right way", *place, right, f"{row.wrong_way:.0%} of prompts moved the wrong way"))
+        if row.metric == "mass":
+            allowed = tolerances["probability"]
+            holds = "yes" if row.ci_lo >= -allowed else "no" if row.change < -allowed and row.ci_hi < 0 else "unclear"
+            found.append(("keeps mass", *place, holds, f"answer or foil {moved}"))
         return found
-    if row.role == "target" and row.metric == "logit_diff":
-        return [("moves the right way", *place, "yes" if row.change > 0 else "no", f"{row.wrong_way:.0%} of prompts moved the wrong way")]  # fmt: skip
+    if row.metric == "prob":
+        allowed = tolerances["probability"]
+        clear = abs(row.change) > allowed and (row.ci_lo > 0 or row.ci_hi < 0)
+        holds = "yes" if -allowed <= row.ci_lo and row.ci_hi <= allowed else "no" if clear else "unclear"
+        each = _each(report, row)
+        alone = f"single prompts by {(each.after - each.before).abs().mean():.2f}"  # what a mean may cancel
+        said = f"probability {row.before:.2f} -> {row.after:.2f}, {_change(row, 3)}, {alone}"
+        return [("keeps probability", *place, holds, said)]
     if row.role == "guard" and row.metric == "accuracy":
-        each = report.examples[(report.examples.arm == "recipe") & (report.examples.task == row.task)]
-        each = each[(each.split == row.split) & (each.metric == "accuracy")]
+        each = _each(report, row)
         lost = int(((each.before > 0.5) & (each.after < 0.5)).sum())
         low, high = share_bound(lost, len(each))
         allowed = tolerances["accuracy"]
@@ -193,10 +239,44 @@ def _check(report: Report, row) -> list[tuple]:
     return []
 
 
+def _each(report: Report, row) -> pd.DataFrame:
+    """The prompts behind one line of the table."""
+    each = report.examples[report.examples.arm == row.arm]
+    return each[(each.task == row.task) & (each.split == row.split) & (each.metric == row.metric)]
+
+
+def _beaten(report: Report, row, place: tuple) -> list[tuple]:
+    """The claim against the controls, by what decides on the target; full tuning is named beside them."""
+    aim, against = report.aim, report.against
+    against = against[(against.split == row.split) & (against.metric == row.metric)]
+    beaten, full = against[against.control != FULL], against[against.control == FULL]
+    beside = "".join(f"; {FULL} {one.control_after:.2f}" for _, one in full.iterrows())
+    if beaten.empty:
+        return []
+    best = beaten.loc[(aim.better * beaten.difference).idxmin()]
+    clear = _sign(*(side.min() for side in _better(beaten, aim)))
+    word = "clear of every control" if clear == "yes" else "NOT clear of its controls"
+    word = "too few prompts for an interval" if beaten.ci_lo.isna().any() else word
+    said = f"best control {best.control_after:.2f} ({best.control}), {word}{beside}"
+    return [("beats controls", *place, clear, said)]
+
+
+def _better(row, aim: Aim) -> tuple:
+    """The interval, with what is better upwards; of one line or of each line of a table."""
+    return (row.ci_lo, row.ci_hi) if aim.better > 0 else (-row.ci_hi, -row.ci_lo)
+
+
 def _sign(low: float, high: float) -> str:
     return "yes" if low > 0 else "no" if high <= 0 else "unclear"
 
 
-def _change(row) -> str:
-    interval = "" if row.ci_lo != row.ci_lo else f" [{row.ci_lo:+.2f}, {row.ci_hi:+.2f}]"
-    return f"change {row.change:+.2f}{interval}"
+def _change(row, digits: int = 2) -> str:
+    interval = "" if row.ci_lo != row.ci_lo else f" [{row.ci_lo:+.{digits}f}, {row.ci_hi:+.{digits}f}]"
+    return f"change {row.change:+.{digits}f}{interval}"
+
+
+def _relative(row) -> str:
+    """The change as a share of what there was, for metrics that have one."""
+    share, low, high = (row.get(name, float("nan")) for name in ("relative", "relative_lo", "relative_hi"))
+    interval = "" if low != low else f" [{low:+.0%}, {high:+.0%}]"
+    return "" if share != share else f", relative {share:+.0%}{interval}"

@@ -12,6 +12,7 @@ from tiny import trained as train
 
 import workbench as wb
 from workbench.component import KINDS
+from workbench.model.names import MIXTURE
 from workbench.scores import Scores
 from workbench.task import DATA
 
@@ -63,7 +64,8 @@ NAMES = [name for name in RANKINGS if name != "features.find"]  # takes an SAE; 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_offered_or_refused(name, kind, model):
+def test_offered_or_refused(name, kind, model, trained_mixture):
+    model = trained_mixture if kind in MIXTURE else model
     before = {key: value.clone() for key, value in model.hf.state_dict().items()}
     if kind not in RANKINGS[name].kinds:
         with pytest.raises(ValueError, match=r"\w+ \w+ .*\w"):
@@ -78,6 +80,13 @@ def test_offered_or_refused(name, kind, model):
     for key, value in model.hf.state_dict().items():
         assert torch.equal(value, before[key]), key
     assert not any(parameter.requires_grad for parameter in model.hf.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", MIXTURE)
+def test_a_model_without_experts_refuses_them(name, kind, model):
+    with pytest.raises(ValueError, match=r"\w+ \w+ .*\w"):
+        run(name, model, kind)
 
 
 @pytest.mark.parametrize("name", NAMES)

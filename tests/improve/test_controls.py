@@ -1,12 +1,14 @@
 """Random controls do as much as the recipe, elsewhere or in another direction."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import copying
 
 import workbench as wb
 from workbench.improve.controls import random_controls
-from workbench.steer import amplitude, vector
+from workbench.steer import amplitude, optimization, vector
 from workbench.steer.vector.reading import both_sides, states
 
 
@@ -29,6 +31,14 @@ def test_means_elsewhere_are_the_means_there(trained, target, at):
         assert torch.allclose(values, there, atol=1e-5)
 
 
+def test_experts_are_drawn_among_experts(trained_mixture, target):
+    for op in (wb.Zero, lambda at: amplitude.mean(trained_mixture, target, at)):
+        other = drawn(trained_mixture, op(["expert.0.1", "expert.2.3"]), target, "random components")
+        assert [one.kind for one in other.at] == ["expert"] * 2 and not {"expert.0.1", "expert.2.3"} & set(
+            map(str, other.at)
+        )
+
+
 def test_an_affine_control_moves_as_far_in_another_direction(trained, target):
     at = "resid_post.1@-1"
     own = vector.set_to_mean(trained, target, at)
@@ -47,3 +57,101 @@ def test_an_affine_control_moves_as_far_in_another_direction(trained, target):
 def test_values_that_belong_to_one_place_have_no_control_and_the_report_says_nothing_about_it(trained, target):
     report = wb.improve.evaluate(trained, wb.Replace("z.1.2@-1", torch.zeros(8)), target, draws=2)
     assert report.against.empty and "control" not in report.verdict and set(report.frame.arm) == {"recipe"}
+
+
+# tuning is done again
+
+HOW = {"keep": (), "steps": 12, "every": 12, "lr": 1e-2, "budget": 99, "enough": -1, "progress": False, "seed": 5}
+AT = ["neuron.1.3", "neuron.2.7", "z.0.1"]
+
+
+@pytest.fixture(scope="module")
+def lesson():
+    """Say w8 after a w4."""
+    return wb.Task([row | {"answer": "w8", "spans": {}, "split": "fit" if i < 12 else "ood"} for i, row in enumerate(copying(24))],
+                   "lesson")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tuned(trained, lesson):
+    return optimization.finetune(trained, lesson, AT, **HOW)
+
+
+def entries(delta):
+    return {name: delta.difference(name) != 0 for name in delta.names}
+
+
+def test_tuning_brings_its_controls(trained, lesson, tuned):
+    """As many weights at random, and all, with the same task, steps, rate and seed: what training by hand gives."""
+    report = wb.improve.evaluate(trained, tuned, lesson, draws=1)
+    assert {"random mask", "full tuning"} < set(report.against.control) and report.settings["missing"] == {}
+    random, full = (tuned.controls[name]() for name in ("random mask", "full tuning"))
+    masks = optimization.random_masks(trained, AT, HOW["seed"])
+    assert random == optimization.finetune(trained, lesson, masks, **HOW)
+    assert full == optimization.finetune(trained, lesson, "all", **HOW)
+    own, other = entries(tuned), entries(random)
+    assert sum(int(x.sum()) for x in own.values()) == sum(int(x.sum()) for x in other.values()) > 0
+    assert not any((x & own[name]).any() for name, x in other.items() if name in own)
+    assert set(full.names) == {name for name, _ in trained.hf.named_parameters()}
+    for name, one in (("random mask", random), ("full tuning", full)):
+        assert report.row(arm=name, metric="logit_diff")["after"] == pytest.approx(
+            lesson.split("ood").score(trained, one).mean()
+        )
+    beside = f"full tuning {report.row(arm='full tuning')['after']:.2f}"
+    assert beside in report.verdict and "best control" in report.verdict
+
+
+def test_full_tuning_is_compared_with_and_need_not_be_beaten(trained, lesson, tuned):
+    report = wb.improve.evaluate(trained, tuned, lesson, draws=1, controls={"random mask": wb.Scale("z.0.0", 1)})
+    against = report.against.copy()
+    against.loc[against.control == "full tuning", ["difference", "ci_lo", "ci_hi"]] = -1.0
+    against.loc[against.control != "full tuning", ["difference", "ci_lo", "ci_hi"]] = 1.0
+    claims = replace(report, against=against).checks.set_index("claim").holds
+    assert claims["beats controls"] == "yes"
+    against.loc[against.control == "random mask", ["difference", "ci_lo", "ci_hi"]] = -1.0
+    assert replace(report, against=against).checks.set_index("claim").holds["beats controls"] == "no"
+
+
+@pytest.mark.parametrize(
+    "options", [{"retrain": False}, {"controls": dict.fromkeys(("random mask", "full tuning"), wb.Zero("z.0.0"))}]
+)
+def test_nothing_is_trained_twice(trained, lesson, tuned, options):
+    own, called = wb.Delta(weights=tuned.weights), []
+    object.__setattr__(own, "controls", dict.fromkeys(tuned.controls, lambda: called.append(1)))
+    report = wb.improve.evaluate(trained, own, lesson, draws=1, **options)
+    assert not called and ("full tuning" in set(report.frame.arm)) == ("controls" in options)
+
+
+def test_other_interventions_of_the_recipe_stay(trained, lesson, tuned):
+    from workbench.improve.controls import tuning_controls
+
+    recipe = wb.Recipe([tuned, wb.Zero("z.1.2")])
+    found, missing = tuning_controls(recipe, {"full tuning"})
+    assert list(found) == ["random mask"] and not missing
+    assert [type(one) for one in found["random mask"]] == [wb.Delta, wb.Zero] and found["random mask"].interventions[
+        0
+    ] != tuned
+
+
+def test_a_tuning_that_fails_is_said_and_one_read_back_has_no_controls(trained, lesson, tuned, tmp_path):
+    own = wb.Delta(weights=tuned.weights)
+
+    def fails():
+        raise ValueError("No step kept the KL")
+
+    object.__setattr__(own, "controls", {"full tuning": fails})
+    report = wb.improve.evaluate(trained, own, lesson, draws=1)
+    assert "full tuning" not in set(report.frame.arm)
+    assert "control full tuning is missing: No step kept the KL" in report.verdict
+    assert wb.Report.load(report.save(tmp_path / "report")).verdict == report.verdict
+    again = wb.Recipe.load(wb.Recipe([tuned]).save(tmp_path / "recipe"))
+    assert set(wb.improve.evaluate(trained, again, lesson, draws=1).frame.arm) == {
+        "recipe",
+        "random direction (best of 1)",
+    }
+
+
+def test_all_weights_have_no_control_and_lora_has_full_tuning(trained, lesson):
+    assert optimization.finetune(trained, lesson, "all", **HOW).controls == {}
+    low = optimization.lora(trained, lesson, "mlp_out.2", rank=1, **HOW)
+    assert low.controls["full tuning"]() == optimization.finetune(trained, lesson, "all", **HOW)

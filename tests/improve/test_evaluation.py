@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from tiny import copying
 
 import workbench as wb
@@ -219,3 +220,157 @@ def test_background_is_left_out_where_texts_are_longer_than_the_model_reads(cour
         assert _background(course) == []
     finally:
         course.hf.config.max_position_embeddings = before
+
+
+# aim="even"
+
+
+@pytest.fixture(scope="module")
+def uneven():
+    """w6 after a w4, w7 after a w5, both ways round: the odds of w6 and w7 lean either way."""
+    rows = []
+    for i, row in enumerate(copying(48)):
+        row |= {"split": "test" if i < 24 else "ood", "spans": {}}
+        back = {
+            "clean": row["corrupted"],
+            "corrupted": row["clean"],
+            "answer": "w7",
+            "foil": "w6",
+            "entity": f"{i}, turned",
+        }
+        rows += [row, row | back]
+    return wb.Task(rows, "uneven")
+
+
+@pytest.fixture(scope="module")
+def evener(trained):
+    """What tells w6 from w7 leaves the stream before the last norm: their logits are exactly the same."""
+    differ = trained.weight("W_U")[:, 6] - trained.weight("W_U")[:, 7]
+    return wb.ProjectOut("resid_post.2", differ * trained.hf.model.norm.weight.detach())
+
+
+@pytest.fixture(scope="module")
+def even(trained, uneven, evener):
+    others = wb.Task([row | {"answer": "w30", "foil": "w31"} for row in copying(30, 8)], "others")
+    return wb.improve.evaluate(trained, evener, uneven, aim="even", still=others, prompt="w9 w10", draws=3,
+                               controls={"nothing": wb.Scale("ln_final", 1)})  # fmt: skip
+
+
+def test_equal_odds_are_accepted(even):
+    for split in ("test", "ood"):
+        row = even.row(split=split)
+        assert row["metric"] == "gap" and row["before"] > 5 and row["after"] == pytest.approx(0, abs=1e-4)
+        assert row["relative"] == pytest.approx(-1, abs=1e-4) and row["wrong_way"] == 0
+    for claim in ("narrows the gap", "beats controls", "moves the right way", "keeps mass"):
+        assert checks(even, claim) == {"test": "yes", "ood": "yes"}
+    assert checks(even, "keeps probability") == {"all": "yes"} and even.row("others", "all")["metric"] == "prob"
+    assert even.accepted and even.verdict.startswith("It narrows the gap, beyond every control. No guard is broken.")
+    assert "ood gap 6." in repr(even) and "relative -100%" in even.verdict
+    assert set(even.against.control) == {"random direction (best of 3)", "nothing", "prompt: w9 w10"}
+
+
+def test_the_gap_and_its_intervals_follow_from_the_table_of_examples(even, trained, uneven, evener):
+    """Mean |logit difference|, its change, its relative change and what is beyond a control, with numpy and scipy alone."""
+    from scipy.stats import bootstrap
+
+    part = uneven.split("ood")
+    each = even.examples[
+        (even.examples.task == "uneven") & (even.examples.split == "ood") & (even.examples.metric == "gap")
+    ]
+    own, other = (each[each.arm == arm] for arm in ("recipe", "prompt: w9 w10"))
+    assert own.before.to_numpy() == pytest.approx(np.abs(part.score(trained)), abs=1e-4)
+    assert own.after.to_numpy() == pytest.approx(np.abs(part.score(trained, evener)), abs=1e-4)
+
+    def rebuilt(values, statistic):
+        found = bootstrap(values, statistic, paired=True, n_resamples=4000, method="percentile", vectorized=False,
+                          rng=np.random.default_rng(3)).confidence_interval  # fmt: skip
+        return [found.low, found.high]
+
+    before, after, row = own.before.to_numpy(), own.after.to_numpy(), even.row()
+    assert [row["ci_lo"], row["ci_hi"]] == pytest.approx(rebuilt((after - before,), np.mean), abs=0.05)
+    share = rebuilt((after - before, before), lambda x, y: x.mean() / y.mean())
+    assert [row["relative_lo"], row["relative_hi"]] == pytest.approx(share, abs=0.01)
+    beyond = even.against[(even.against.control == "prompt: w9 w10") & (even.against.split == "ood")]
+    beyond = beyond[beyond.metric == "gap"].iloc[0]
+    paired = after - other.after.to_numpy()
+    assert beyond.difference == pytest.approx(paired.mean())
+    assert [beyond.ci_lo, beyond.ci_hi] == pytest.approx(
+        rebuilt((paired,), np.mean), abs=float(0.15 * paired.std()) + 1e-3
+    )
+
+
+def test_dividing_all_logits_is_caught(trained, uneven):
+    found = wb.improve.evaluate(trained, wb.Scale("ln_final", 1 / 8), uneven, aim="even", still=[still_sure()], draws=1)
+    assert checks(found, "narrows the gap")["ood"] == "yes"
+    assert set(checks(found, "keeps mass").values()) == {"no"} and not found.accepted
+    assert found.row(metric="mass")["after"] < 0.5 * found.row(metric="mass")["before"]
+    assert "NOT shown to help: keeps mass on uneven" in found.verdict and "sure (in probability)" in found.verdict
+
+
+def test_a_bias_turned_round_is_caught(trained, uneven):
+    weight = trained.hf.lm_head.weight.detach()
+    turn = torch.zeros_like(weight)
+    turn[6], turn[7] = weight[7] - weight[6], weight[6] - weight[7]
+    found = wb.improve.evaluate(trained, wb.Delta(weights={"lm_head.weight": turn}), uneven, aim="even", draws=1)
+    assert found.row(metric="logit_diff")["after"] == pytest.approx(-found.row(metric="logit_diff")["before"], rel=1e-4)
+    assert "yes" not in checks(found, "narrows the gap").values() and not found.accepted
+
+
+def still_sure():
+    """What has nothing to do with fairness, and is known for sure."""
+    return wb.Task([row | {"spans": {}} for row in copying(30, 9)], "sure")
+
+
+def test_what_should_be_still_is_seen_moving_either_way(trained, uneven, evener):
+    up = wb.Task([row | {"answer": "w7", "foil": "w6"} for row in still_sure()], "unlikely")
+    found = wb.improve.evaluate(trained, evener, uneven, aim="even", still=[still_sure(), up], draws=1)
+    assert checks(found, "keeps probability", "sure") == checks(found, "keeps probability", "unlikely") == {"all": "no"}
+    assert found.row("sure", "all")["change"] < -0.4 and found.row("unlikely", "all")["change"] > 0.4
+    assert not found.accepted and "It HARMS sure, unlikely (in probability)" in found.verdict
+
+
+@pytest.mark.parametrize("low, change, high, holds", [(-0.01, 0, 0.01, "yes"), (-0.3, -0.2, -0.1, "no"), (0.1, 0.2, 0.3, "no"),
+                                                      (-0.05, 0, 0.05, "unclear"), (0.01, 0.015, 0.03, "unclear")])  # fmt: skip
+def test_still_means_within_the_tolerance_on_both_sides(even, low, change, high, holds):
+    frame = even.frame.copy()
+    frame.loc[frame.metric == "prob", ["ci_lo", "change", "ci_hi"]] = low, change, high
+    assert checks(replace(even, frame=frame), "keeps probability") == {"all": holds}
+
+
+def test_pulls_that_cancel_in_the_mean_are_named(trained, uneven, evener):
+    """A wrong word is made right and a right one wrong, so that the mean stays."""
+    mixed = [dict(row, answer="w6", foil="w7", split=None) for row in uneven[:24]]
+    found = wb.improve.evaluate(trained, evener, uneven, aim="even", still=[wb.Task(mixed, "mixed")], draws=1)
+    assert abs(found.row("mixed", "all")["change"]) < 0.02
+    assert "single prompts by 0.50" in found.verdict
+
+
+def test_the_control_is_the_draw_with_the_smallest_gap(trained, uneven):
+    from workbench.improve.controls import _direction, _Means, random_controls
+    from workbench.report import AIMS
+
+    push = wb.Recipe([wb.Add("resid_post.2@-1", 8 * torch.ones(32))])
+    best = random_controls(trained, push, uneven, 7, 6, 0, AIMS["even"])["random direction (best of 6)"]
+    rng = np.random.default_rng(0)
+    drawn = [_direction(trained, push, rng, 7, _Means(trained, uneven)) for _ in range(6)]
+    gaps = [np.abs(uneven.score(trained, one)).mean() for one in drawn]
+    assert np.abs(uneven.score(trained, best)).mean() == pytest.approx(min(gaps)) and min(gaps) < max(gaps) - 0.01
+
+
+def test_even_reports_are_saved_drawn_and_written(even, tmp_path):
+    again = wb.Report.load(even.save(tmp_path / "r"))
+    assert (again.verdict, repr(again)) == (even.verdict, repr(even))
+    assert again.row() == pytest.approx(even.row(), nan_ok=True)
+    (ax,) = even.plot().axes
+    points = [x for line in ax.lines for x in line.get_xdata()]
+    assert "relative gap or probability" in ax.get_xlabel() and min(points) == pytest.approx(-1, abs=1e-3)  # no nats
+    assert "relative -100%" in even.html(tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_unknown_aims_and_texts_that_should_be_still_are_refused(trained, uneven, guards):
+    with pytest.raises(ValueError, match="aim='odd' is unknown; choose 'answer', 'even'"):
+        wb.improve.evaluate(trained, wb.Zero("z.0.0"), uneven, aim="odd")
+    with pytest.raises(ValueError, match="still task must be a task of pairs"):
+        wb.improve.evaluate(trained, wb.Zero("z.0.0"), uneven, still=guards[1])
+    with pytest.raises(ValueError, match="different names"):
+        wb.improve.evaluate(trained, wb.Zero("z.0.0"), uneven, guards[0], still=guards[0])

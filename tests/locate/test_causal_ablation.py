@@ -20,7 +20,7 @@ def task(*args):
 
 
 def test_zero_ablation_is_the_intervention(tiny, word_pairs):
-    at = [one for one in ("z.1.2", "mlp_out.0", "resid_mid.1@4", "neuron.1.5", "v.0.1", "pattern.1.1@4", "k.0.0")
+    at = [one for one in ("z.1.2", "mlp_out.0", "resid_mid.1@4", "neuron.1.5", "v.0.1", "pattern.1.1@4", "k.0.0", "expert.1.2", "expert.0.1@4", "router.1")
           if one.split(".")[0] not in tiny.names.refused]  # fmt: skip
     scores = ablate(tiny, word_pairs[:2], at, "zero", null=False)
     for one, effects in zip(scores.components, scores.per_prompt):

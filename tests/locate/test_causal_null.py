@@ -45,7 +45,7 @@ def test_of_shuffled_pairs_five_percent_exceed_their_null(trained, monkeypatch):
 
 @pytest.mark.slow
 def test_of_shuffled_pairs_of_the_bundled_model_too(course, monkeypatch):
-    """Components of one sweep rise and fall together, so many seeds and tasks are needed."""
+    """Components of one sweep rise and fall together: 12 seeds leave 2 points of noise, 48 half a point."""
     found = {}
     for name in ("ioi", "person_city", "mood", "currency"):
         whole = wb.Task.load(name).on(course).task
@@ -56,9 +56,9 @@ def test_of_shuffled_pairs_of_the_bundled_model_too(course, monkeypatch):
         def task(seed, rows=rows, name=name):
             return wb.Task([rows[i] for i in np.random.default_rng(seed).permutation(len(rows))[:24]], name)
 
-        found[name] = exceeding(course, task, "z", range(12), monkeypatch)
+        found[name] = exceeding(course, task, "z", range(48), monkeypatch)
     print(found)
-    assert 0.03 <= np.mean(list(found.values())) <= 0.07 and all(0.015 <= share <= 0.1 for share in found.values())
+    assert all(0.03 <= share <= 0.07 for share in found.values())
 
 
 def test_pairs_without_a_null_do_not_change_its_unit(trained, monkeypatch):

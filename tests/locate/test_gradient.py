@@ -90,7 +90,7 @@ def test_the_qk_fix_is_exact_up_to_the_pattern(linear, name, word_pairs):
 def test_it_is_the_change_times_the_slope(tiny, word_pairs):
     """Against `activations` and `gradients`, which have tests of their own, for every kind an architecture offers."""
     kinds = ["resid_pre.1", "q.1.2", "k.1.0", "v.1.1", "attn_scores.1.3", "pattern.1.3", "z.1.3", "attn_out.1",
-             "resid_mid.1", "neuron.1.5", "mlp_out.1", "resid_post.1"]  # fmt: skip
+             "resid_mid.1", "router.1", "neuron.1.5", "expert.1.2", "mlp_out.1", "resid_post.1"]  # fmt: skip
     kinds = [one for one in kinds if one.split(".")[0] not in tiny.names.refused]
     some = told_apart(tiny, word_pairs)
     scores, pairs = ATP(tiny, some, kinds, positions="all", null=False), some.on(tiny)
@@ -167,6 +167,27 @@ def constant(model, layer, attention=True):
     yield
     for hook in hooks:
         hook.remove()
+
+
+@pytest.mark.parametrize("method", [ATP, RELP])
+def test_a_bar_counts_prompts_and_can_be_left_out(trained, method, monkeypatch):
+    from workbench.model.sweep import bar
+
+    seen, shown = [], []
+
+    def watched(total, progress):
+        show = bar(total, progress)
+        update = show.update
+        show.update = lambda n: (seen.append(n), update(n))
+        shown.append((total, progress, show.disable))
+        return show
+
+    monkeypatch.setenv("WORKBENCH_STRICT", "0")
+    monkeypatch.setattr(attribution, "bar", watched)
+    monkeypatch.setattr(attribution, "tokens_per_pass", lambda names: 40)  # several batches
+    first, second = method(trained, task(9), "z"), method(trained, task(9), "z", progress=False)
+    assert shown == [(9, True, False), (9, False, True)] and np.array_equal(first.values, second.values)
+    assert sum(seen) == 18 and len(seen) > 2
 
 
 def test_grad_drop_averages_over_layers_without_slope(llama, word_pairs):

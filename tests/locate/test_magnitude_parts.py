@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from test_magnitude import labelled, model_of, random_texts
-from tiny import build, tokenizer
+from tiny import build, copying, tokenizer
 
 import workbench as wb
 from workbench.locate import magnitude
@@ -160,8 +160,24 @@ def test_expert_use(llama):
         by_hand = [(one == expert).float().mean().item() for one in picks]
         np.testing.assert_allclose(scores.per_prompt[scores._index(f"expert.2.{expert}")], by_hand, atol=1e-6)
     assert scores.values.reshape(3, 4).sum(1) == pytest.approx(1)
+    off = wb.Zero(scores.top(2))  # what is found can be taken out as it is
+    assert not torch.allclose(model.logits(texts[0]["text"], off), model.logits(texts[0]["text"]), atol=1e-3)
     with pytest.raises(ValueError, match="no mixture of experts"):
         magnitude.expert_use(llama, texts and wb.Task(texts))
+
+
+def test_a_contrast_of_experts_compares_their_weights(trained_mixture):
+    task = wb.Task(copying(6))
+    pairs, chosen = task.on(trained_mixture), magnitude.expert_use(trained_mixture, task)
+    scores = magnitude.contrast(trained_mixture, task, "expert.1.*", draws=20)
+    often = magnitude.contrast(trained_mixture, task, "expert.1.*", statistic="frequency", draws=20)
+    for i, one in enumerate(scores.components):
+        for side in ("clean", "corrupted"):
+            weights = trained_mixture.activations(getattr(pairs, side), one)
+            assert scores.columns[f"mean {side}"][i] == pytest.approx(float(weights.mean()), abs=1e-6)
+        assert often.columns["frequency clean"][i] == pytest.approx(2 * chosen[one], abs=1e-6)  # two are chosen
+    with pytest.raises(ValueError, match="expert_use"):
+        magnitude.contrast(trained_mixture, task, "router.1")
 
 
 # outliers

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from unittest.mock import Mock
 
 import byte_bpe
@@ -11,9 +12,12 @@ import torch
 from safetensors.torch import load_file
 from test_edit import close, deltas, folding, numbers
 from tiny import CONFIGS, build, tokenizer
+from transformers import AutoModelForCausalLM
 
 import workbench as wb
 from workbench.task import DATA
+
+REAL = Path(__file__).parents[3] / "shared" / "models" / "stories260K"  # where the project lies beside it
 
 FAMILIES = {name: lambda name=name: wb.load(build(name), tokenizer=tokenizer()) for name in CONFIGS}
 LOADED = """
@@ -103,6 +107,57 @@ def test_every_family_reloads_equal_in_plain_transformers(tmp_path, words, cours
         assert found[f"{folder} text"].tolist()[: len(made)] == made, name
 
 
+@pytest.mark.parametrize("which", ["stories260K", "byte_bpe"])
+def test_a_model_that_was_trained_elsewhere(which, tmp_path, byte_model):
+    """Saved, used by another process bit for bit, baked there, loaded by plain transformers: equal, up to the rounding of
+    float32.
+
+    How much that is, float64 says: there folded and hooked are the same float32 numbers, and in float32 neither is further
+    from them than what the untouched model makes of its own weights (1.1e-5 on stories260K, whose logits reach 20).
+    """
+    if which == "stories260K" and not REAL.is_dir():
+        pytest.skip("../shared/models/stories260K does not lie beside this project")
+    folder, text = (REAL, "Once upon a time, there was a little girl") if which == "stories260K" else (
+        byte_model.hf.name_or_path, "when nora and john went to the store , john gave the book to")  # fmt: skip
+    model, exact = wb.load(folder), wb.load(folder, dtype=torch.float64)
+    stream = model.activations(text, f"resid_post.{model.names.n_layers // 2}")[0]
+    apart = wb.ProjectOut(["embed", "attn_out.*", "mlp_out.*"], stream[-1] - stream[0])
+    recipe = wb.Recipe([wb.Zero(["z.1.0", "neuron.1.3"]), wb.Scale("mlp_out.1", 0.5), apart], "all at once").for_model(
+        model
+    )
+    recipe.save(tmp_path / "recipe")
+    code = """
+import sys, workbench as wb
+from safetensors.torch import save_file
+out, recipe, name, text, baked = sys.argv[1:]
+model, recipe = wb.load(name), wb.Recipe.load(recipe)
+save_file({"logits": model.logits([text], recipe, positions="all")[0]}, out)
+print(repr(model.generate(text, recipe, max_new_tokens=20)))
+print(repr(wb.load(recipe.bake(model, baked)).generate(text, max_new_tokens=20)))
+"""
+    said = fresh(code, tmp_path / "found", tmp_path / "recipe", folder, text, tmp_path / "baked").splitlines()
+    plain, hooked = (model.logits([text], *made, positions="all")[0] for made in ((), recipe))
+    assert torch.equal(load_file(tmp_path / "found")["logits"], hooked) and not close(hooked, plain, 1e-2)
+    assert said == [repr(model.generate(text, recipe, max_new_tokens=20))] * 2
+
+    hf = AutoModelForCausalLM.from_pretrained(tmp_path / "baked", attn_implementation="eager").eval()
+    ids = model.ids(text)[None]
+    with torch.no_grad():
+        baked = hf(ids).logits[0]
+    assert close(baked, hooked, 3e-6)
+    tokens = hf.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, pad_token_id=0)[
+        0, ids.shape[1] :
+    ]
+    made = model.generate_ids(text, recipe, max_new_tokens=20)[0].tolist()
+    assert tokens.tolist()[: len(made)] == made != model.generate_ids(text, max_new_tokens=20)[0].tolist()
+
+    true_plain, true = (exact.logits([text], *made, positions="all")[0] for made in ((), recipe))
+    with exact.edited(*recipe):
+        assert close(exact.logits([text], positions="all")[0], true, torch.finfo(torch.float32).eps)
+    rounding = (plain - true_plain).abs().max()
+    assert all((one - true).abs().max() <= 3 * rounding for one in (baked, hooked))
+
+
 def test_a_saved_recipe_is_baked_by_another_process(tmp_path, course):
     """The habit of the bundled model pushed along, a head off, a direction written nowhere, other weights."""
     d, name = course.names.d_model, "model.layers.2.mlp.down_proj"
@@ -133,6 +188,9 @@ def test_every_family_has_a_script_that_does_the_same(tmp_path, words, byte_mode
         own = [*folding(model, 2 if name == "llama" else 5)[0], wb.Add("resid_post.1@-2", numbers(d), 2.0, "norm"),
                wb.Scale("resid_post.0@1", 1.5), wb.Zero("attn_out.1", phase="prompt"), wb.Clamp(["z.1.0", "z.1.2"], 0.3),
                wb.Add("resid_post.1", numbers(d, seed=2), phase="generation"), deltas(model)]  # fmt: skip
+        if model.names.experts:
+            own += [wb.Add("router.0", numbers(model.names.n_experts)), wb.Clamp(["expert.1.3", "expert.1.0"], 0.3),
+                    wb.Zero("expert.1.2@2"), wb.Scale("expert.2.*", 0.5, phase="generation")]  # fmt: skip
         if "resid_mid" not in model.names.refused:
             own.append(wb.Scale("resid_mid.1@-1", 1.5))
         recipes[name] = wb.Recipe(own, 'quotes """ and more')

@@ -8,7 +8,7 @@ from tiny import build, tokenizer
 
 import workbench as wb
 from workbench.model.edit import refuse_delta
-from workbench.model.fold import Folded
+from workbench.model.fold import Folded, changed_by_deltas
 
 
 def deltas(model, seed=0, size=0.05):
@@ -41,6 +41,8 @@ def operations(names):
         found += [wb.Zero(at), wb.Scale(at, 0.5), wb.Mean(at, numbers(d)), 2 * wb.Add(at, numbers(d)), wb.ProjectOut(at, numbers(d)),
                   wb.Affine(at, numbers(d, d) / 4, numbers(d)),
                   wb.Recipe([wb.Add(at, numbers(d)), wb.Scale(at, 0.5), wb.Add(at, numbers(d, seed=1))])]  # fmt: skip
+    found += [wb.Zero(["expert.1.3", "expert.0.2"]), wb.Scale("expert.1.*", 0.5),
+              wb.Recipe([wb.Scale("expert.2.1", 2.0), wb.ProjectOut("mlp_out.2", numbers(d)), wb.Scale("expert.2.1", 0.3)])]  # fmt: skip
     return [one for one in found if offered(names, one)]
 
 
@@ -103,6 +105,20 @@ def test_folded_is_hooked_one_by_one(llama, words):
     hooked = llama.generate(prompts, *good[::3], max_new_tokens=5)
     with llama.edited(*good[::3]):
         assert llama.generate(prompts, max_new_tokens=5) == hooked
+
+
+def test_a_difference_is_added_as_finely_as_the_weight_is():
+    for dtype, wide in (
+        (torch.float64, torch.float64),
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.float32),
+    ):
+        model = wb.load(build("llama").to(dtype), tokenizer=tokenizer())
+        delta = deltas(model)
+        for name, new in changed_by_deltas(model, delta).items():
+            old = model.hf.get_parameter(name)
+            assert new.dtype == dtype and torch.equal(new, (old.to(wide) + delta.difference(name).to(wide)).to(dtype))
+            assert not torch.equal(new, old)
 
 
 def test_what_the_architecture_decides():

@@ -20,7 +20,7 @@ def test_gradients_are_slopes(tiny, words):
     """Scaling an activation by 1 + e moves the metric by e * activation * gradient."""
     prompts = words(5, 5)
     sites = offered(tiny, "embed", "resid_pre.1", "q.1.2", "k.1.0", "v.1.1", "pattern.1.3", "z.1.3", "attn_out.1",
-                    "resid_mid.1", "neuron.1.5", "mlp_out.1", "resid_post.1")  # fmt: skip
+                    "resid_mid.1", "router.1", "neuron.1.5", "expert.1.2", "mlp_out.1", "resid_post.1")  # fmt: skip
     value, acts, slopes = tiny.gradients(prompts, sites, metric)
     assert torch.allclose(value, metric(tiny.logits(prompts)), atol=1e-4)
     for one, slope in slopes.items():

@@ -15,9 +15,10 @@ AT = [
     "resid_pre.0@3", "resid_pre.2@4", "resid_mid.0@3", "resid_post.1@5", "resid_post.2@-1", "attn_out.0@3", "attn_out.1",
     "mlp_out.0", "mlp_out.1@3", "z.0.1", "z.1.2@5", "z.2.0", "neuron.0.7", "neuron.2.9@-1",
     *(f"{kind}.{place}" for kind in INSIDE for place in ("0.1", "1.1@5")), "k.2.0", "attn_scores.2.0@-1",
+    "expert.0.1", "expert.1.2@5", "expert.2.0@-1", "router.0", "router.1@4",
 ]  # fmt: skip
 NOISED = ["resid_pre.0@3", "resid_mid.0@3", "resid_post.1@5", "attn_out.0@3", "mlp_out.1@3", "z.0.1", "neuron.0.7",
-          *(f"{kind}.0.1" for kind in INSIDE), "k.1.1@5"]  # fmt: skip
+          *(f"{kind}.0.1" for kind in INSIDE), "k.1.1@5", "expert.0.1", "router.1@4"]  # fmt: skip
 NAMES = {"denoising": ("corrupted", "clean"), "noising": ("clean", "corrupted")}
 
 

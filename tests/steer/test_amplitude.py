@@ -99,6 +99,18 @@ def test_suppression_goes_by_selectivity(trained):
         amplitude.suppress(trained, scores_of(["neuron.0.1"], [1.0], auroc=np.array([0.4])))
 
 
+def test_experts_are_suppressed_by_their_weights(trained_mixture):
+    found = amplitude.suppress(trained_mixture, TASK, "expert.*.*", statistic="mean")
+    contrast = wb.locate.magnitude.contrast(trained_mixture, TASK.split("fit"), "expert.*.*", null=False, draws=2)
+    auroc = dict(zip(contrast.components, contrast.columns["auroc"], strict=True))
+    assert found.factor == pytest.approx([1 - max(0, 2 * auroc[one] - 1) for one in found.at]) and len(found.at) > 1
+    text, (one, *_) = ROWS[0]["clean"], sorted(found.at)
+    before, after = (trained_mixture.activations(text, one, *change) for change in ((), (found,)))
+    assert torch.allclose(after, found.factor[found.at.index(one)] * before)
+    held = amplitude.clamp_to_max(trained_mixture, TASK, [one])
+    assert torch.allclose(trained_mixture.activations(text, one, held), held.values)
+
+
 def test_heads_that_must_not_look_at_the_cause(trained):
     held = TASK.split("test")
     blind = amplitude.attend("z.*.*", "cause")

@@ -7,18 +7,19 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from workbench.component import Component
+from workbench.component import SINGLE, Component
 from workbench.intervention import Add, Affine, Delta, Intervention, Mean, ProjectOut, Replace
 from workbench.recipe import Recipe
+from workbench.report import AIMS, Aim
 from workbench.steer.vector.reading import both_sides, states
 from workbench.task import Task
 
 ROWS = 64  # of the target, for means at other places
-SINGLE = ("neuron", "feature")  # one number each
 STREAM = ("embed", "resid_pre", "resid_mid", "resid_post")
 
 
-def random_controls(model, recipe: Recipe, target: Task, shortest: int, draws: int, seed: int) -> dict[str, Recipe]:
+def random_controls(model, recipe: Recipe, target: Task, shortest: int, draws: int, seed: int,
+                    aim: Aim = AIMS["answer"]) -> dict[str, Recipe]:  # fmt: skip
     """The best of `draws` random recipes of each kind, by what they do to the target.
 
     "random direction": every vector replaced by a random one of equal norm, every difference of weights by a random one of
@@ -28,6 +29,7 @@ def random_controls(model, recipe: Recipe, target: Task, shortest: int, draws: i
 
     Args:
         target: the rows that the best draw is chosen by; shortest: tokens of the shortest prompt that it must act on.
+        aim: what "best" means: the largest mean logit difference, or the smallest mean gap.
     Returns:
         Label -> recipe; a kind that does not apply is left out.
     """
@@ -37,9 +39,28 @@ def random_controls(model, recipe: Recipe, target: Task, shortest: int, draws: i
         made = [make(model, recipe, rng, shortest, means) for _ in range(draws)]
         made = [one for one in made if one is not None]
         if made:
-            best = max(made, key=lambda one: target.score(model, one).mean())
+            best = max(made, key=lambda one: aim.better * target.score(model, one, metric=aim.moved).mean())
             found[f"{label} (best of {len(made)})"] = best
     return found
+
+
+def tuning_controls(recipe: Recipe, given=()) -> tuple[dict[str, Recipe], dict[str, str]]:
+    """The recipe with its tuned weights tuned again elsewhere: whatever `controls` the tuning brought with it.
+
+    Args:
+        given: names that are there already; these are not trained again.
+    Returns:
+        Label -> recipe, and label -> why, for a tuning that did not succeed.
+    """
+    names = {name: None for one in recipe for name in getattr(one, "controls", ()) if name not in given}
+    found, missing = {}, {}
+    for name in names:
+        try:
+            made = [one.controls[name]() if name in getattr(one, "controls", ()) else one for one in recipe]
+            found[name] = Recipe(tuple(made))
+        except ValueError as error:
+            missing[name] = str(error)
+    return found, missing
 
 
 class _Means:

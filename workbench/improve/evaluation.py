@@ -7,84 +7,103 @@ import pandas as pd
 import torch
 
 from workbench import measure
-from workbench.improve.controls import random_controls
+from workbench.improve.controls import random_controls, tuning_controls
 from workbench.model import Prompts
 from workbench.model.plan import Edits
 from workbench.recipe import Recipe
-from workbench.report import TOLERANCES, Report
+from workbench.report import AIMS, TOLERANCES, Report
 from workbench.task import Task
 
-METRICS = ("accuracy", "logit_diff")
+METRICS = ("accuracy", "logit_diff")  # of guards of pairs
+STILL = ("prob",)
+WRONG = {"logit_diff": 1, "gap": -1}  # which way is up
 AGAINST = ["control", "split", "metric", "recipe", "control_after", "difference", "ci_lo", "ci_hi"]
 
 
-def evaluate(model, recipe, target, guards=(), *, splits=("test", "ood"), controls=None, prompt: str | None = None,
-             tolerances: dict | None = None, draws: int = 10, seed: int = 0) -> Report:  # fmt: skip
+def evaluate(model, recipe, target, guards=(), *, aim: str = "answer", still=(), splits=("test", "ood"), controls=None,
+             prompt: str | None = None, retrain: bool = True, tolerances: dict | None = None, draws: int = 10,
+             seed: int = 0) -> Report:  # fmt: skip
     """Did this change help, what did it cost, and would a random change have done as much?
 
     Target and guards of pairs are measured by accuracy (the answer is the most probable token), by logit difference
-    (the margin) and, where rows have a `completion`, by "exact": whether greedy decoding gives the whole of it. Guards of
-    plain texts are measured by loss (nats per token) and KL from the unchanged model, on the last two thirds of each
-    text, the first third being the prompt; the bundled "background" is added where no guard is a text and the model can
-    read it. All differences are paired, with bootstrap intervals over entities and templates (over prompts where
-    neither is named).
+    (the margin) and, where rows have a `completion`, by "exact": whether greedy decoding gives the whole of it; with
+    aim="even" the target instead by the gap and by the probability of answer and foil together. Guards of plain texts are
+    measured by loss (nats per token) and KL from the unchanged model, on the last two thirds of each text, the first third
+    being the prompt; the bundled "background" is added where no guard is a text and the model can read it. All differences
+    are paired, with bootstrap intervals over entities and templates (over prompts where neither is named).
 
     Controls: the same recipe with random directions of equal norm, and at random other places; each is drawn `draws`
-    times, and the draw with the largest mean logit difference on the target's first split is reported, because the
-    recipe, too, was chosen.
+    times, and the draw with the largest mean logit difference (aim="even": the smallest mean gap) on the target's first
+    split is reported, because the recipe, too, was chosen. Weights that `finetune` made are tuned again, with the same task,
+    steps, rate and seed: as many at random ("random mask") and all of them ("full tuning", also after `lora`). Full tuning
+    is there to compare with, and need not be beaten. A recipe read back from disk, or a multiple of one, has forgotten how it
+    was tuned.
 
     Args:
         recipe: an intervention or a recipe.
         target: a task of pairs, or the name of a bundled one; guards: tasks of pairs or plain texts, or names.
+        aim: "answer": the answer should become the most probable token. "even": answer and foil should become equally
+            likely; smaller is better for the gap, |logit difference|. Only clean prompts are measured: for odds that lean
+            either way, give every pair both ways round, for evening out one side alone may be a push of all to the other.
+        still: tasks of pairs, or names, in which the answer's probability should move neither up nor down. Rows whose
+            answers are each other's foils would hide a push from one to the other.
         splits: evaluated apart; a task that has none of them is evaluated whole, as split "all".
-        controls: further recipes to compare with, by name: {"shuffled labels": push, "full tuning": delta}.
+        controls: further recipes to compare with, by name: {"shuffled labels": push, "full tuning": delta}; one that is
+            named like a tuning control stands in its place.
         prompt: words put before every prompt of the target as a control, such as "system : be cheerful .": is asking enough?
+        retrain: False leaves the tuning controls out, which take as long as the tuning did, and longer.
         tolerances: what a guard may lose and still count as kept: "accuracy" (share of all prompts, 0.05), "margin"
-            (share of its logit difference, 0.1), "loss" (nats per token, 0.02).
+            (share of its logit difference, 0.1), "loss" (nats per token, 0.02); "probability" (0.02): how far the answer's
+            may move where it should be still, and how much of it answer and foil may lose when they are made even.
     Returns:
         Report; `report.checks` has the claims and whether they hold, `report.verdict` says them in words.
     Raises:
-        ValueError: for a target that is no task of pairs, two tasks of one name, or a recipe that cannot act on a
-            task's prompts (a span they do not have); nothing has run then.
+        ValueError: for an unknown aim, a target or still task that is no task of pairs, two tasks of one name, or a recipe
+            that cannot act on a task's prompts (a span they do not have); nothing has run then.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe([recipe])
-    guards = [guards] if isinstance(guards, (str, Task)) else list(guards)
+    if aim not in AIMS:
+        raise ValueError(f"aim={aim!r} is unknown; choose {', '.join(map(repr, AIMS))}.")
+    guards, still = ([one] if isinstance(one, (str, Task)) else list(one) for one in (guards, still))
     target, *guards = (Task.of(one) for one in (target, *guards))
-    if target.kind != "pairs":
-        raise ValueError(f"The target must be a task of pairs; {target!r} holds {target.kind} texts.")
+    still = [Task.of(one) for one in still]
+    for what, task in (("target", target), *(("still task", one) for one in still)):
+        if task.kind != "pairs":
+            raise ValueError(f"The {what} must be a task of pairs; {task!r} holds {task.kind} texts.")
     unknown = set(tolerances or {}) - set(TOLERANCES)
     if unknown:
         raise ValueError(f"There is no tolerance {unknown.pop()!r}; there are {', '.join(TOLERANCES)}.")
     if all(task.kind == "pairs" for task in guards):
         guards += _background(model)
-    if len({task.name for task in (target, *guards)}) <= len(guards):
+    measures = {target.name: AIMS[aim].metrics, **{task.name: STILL for task in still}}
+    tasks = [target, *still, *guards]
+    if len({task.name for task in tasks}) < len(tasks):
         raise ValueError("Target and guards need different names, to be told apart in the report: wb.Task(rows, name).")
-    parts = {task.name: _parts(model, task, splits) for task in (target, *guards)}
+    parts = {task.name: _parts(model, task, splits) for task in tasks}
     given = {name: one if isinstance(one, Recipe) else Recipe([one]) for name, one in (controls or {}).items()}
     for name, one in {"the recipe": recipe, **given}.items():
         _refuse_misfits(model, name, one, parts)
     shortest = min(min(_prompts(model, part).lengths) for found in parts.values() for _, part in found)
-    arms = {
-        "recipe": recipe,
-        **random_controls(model, recipe, parts[target.name][0][1], shortest, draws, seed),
-        **given,
-    }
+    random = random_controls(model, recipe, parts[target.name][0][1], shortest, draws, seed, AIMS[aim])
+    tuned, missing = tuning_controls(recipe, given) if retrain else ({}, {})
+    arms = {"recipe": recipe, **random, **tuned, **given}
     rows, examples = [], []
-    for task in (target, *guards):
+    for task in tasks:
         for split, part in parts[task.name]:
             place = {"role": "target" if task is target else "guard", "task": task.name, "split": split}
-            measured, before = {}, None
+            measured, before, metrics = {}, None, measures.get(task.name, METRICS)
             for arm, changed in arms.items():
-                before, after = measured[arm] = _measure(model, part, changed, before)
+                before, after = measured[arm] = _measure(model, part, changed, before, metrics)
             if prompt and task is target:
-                measured[f"prompt: {prompt}"] = before, _pairs(model, _asked(part, prompt))
+                measured[f"prompt: {prompt}"] = before, _pairs(model, _asked(part, prompt), metrics=metrics)
             for arm, (before, after) in measured.items():
                 rows += [{"arm": arm, **place, **row} for row in _compare(part, before, after, seed)]
                 examples.append(_examples(part, before, after).assign(arm=arm, **place))
     table, each = pd.DataFrame(rows), pd.concat(examples, ignore_index=True)
     others = [arm for arm in dict.fromkeys(table.arm) if arm != "recipe"]
     against = pd.DataFrame(_against(each, others, seed), columns=AGAINST)
-    settings = {"seed": seed, "draws": draws, "tolerances": TOLERANCES | (tolerances or {})}
+    settings = {"aim": aim, "seed": seed, "draws": draws, "tolerances": TOLERANCES | (tolerances or {}),
+                "missing": missing}  # fmt: skip
     return Report(recipe.name or "recipe", table, against, each, settings)
 
 
@@ -131,14 +150,14 @@ def _prompts(model, task: Task) -> Prompts:
     return Prompts(ids, [max(1, len(one) // 3) for one in ids])
 
 
-def _measure(model, task: Task, recipe: Recipe, before: dict | None = None) -> tuple[dict, dict]:
+def _measure(model, task: Task, recipe: Recipe, before: dict | None = None, metrics=METRICS) -> tuple[dict, dict]:
     """Metric -> values, before (where not given) and after."""
     if task.kind == "pairs":
-        return before or _pairs(model, task), _pairs(model, task, recipe)
+        return before or _pairs(model, task, metrics=metrics), _pairs(model, task, recipe, metrics=metrics)
     return _measure_texts(model, task, recipe)
 
 
-def _pairs(model, task: Task, *recipe: Recipe) -> dict:
+def _pairs(model, task: Task, *recipe: Recipe, metrics=METRICS) -> dict:
     """Metric -> values per row."""
     pairs, prompts, exact = task.on(model), _prompts(model, task), {}
     if None in task.column("completion"):
@@ -152,7 +171,7 @@ def _pairs(model, task: Task, *recipe: Recipe) -> dict:
         ]
         exact["exact"] = np.array(right, float)
         logits = torch.stack([x[0] for x in said])
-    return {name: measure.metric(name)(logits, pairs.answer, pairs.foil).numpy() for name in METRICS} | exact
+    return {name: measure.metric(name)(logits, pairs.answer, pairs.foil).numpy() for name in metrics} | exact
 
 
 def _measure_texts(model, task: Task, recipe: Recipe) -> tuple[dict, dict]:
@@ -183,8 +202,11 @@ def _compare(task: Task, before: dict, after: dict, seed: int) -> list[dict]:
         row = {"metric": name, "before": old.mean(), "after": new.mean(), "change": change, "ci_lo": low, "ci_hi": high}
         if name == "kl":
             row |= {"p95": np.quantile(new, 0.95), "p99": np.quantile(new, 0.99)}
-        if name == "logit_diff":  # inputs that were steered the wrong way
-            row |= {"wrong_way": float((new < old - 1e-4).mean())}
+        if name in WRONG:  # inputs that were steered the wrong way
+            row |= {"wrong_way": float((WRONG[name] * new < WRONG[name] * old - 1e-4).mean())}
+        if name == "gap" and old.any():
+            ratio = measure.ratio_of_means((new - old)[None], old, groups, seed=seed)
+            row |= {key: float(x[0]) for key, x in zip(("relative", "relative_lo", "relative_hi"), ratio, strict=True)}
         rows.append(row | {"n": len(new)})
     return rows
 

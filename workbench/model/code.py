@@ -12,7 +12,8 @@ from workbench.model.edit import probe
 from workbench.model.fold import changed_by_deltas, untied
 from workbench.model.plan import _order, _stop, check_recipe
 
-KINDS = ("embed", "resid_pre", "z", "attn_out", "resid_mid", "neuron", "mlp_out", "resid_post", "ln_final")
+KINDS = ("embed", "resid_pre", "z", "attn_out", "resid_mid", "router", "neuron", "expert", "mlp_out", "resid_post",
+         "ln_final")  # fmt: skip
 HEAD = '''"""The recipe {title!r} in plain nnsight: the same logits, without the workbench that made it.
 
     python THIS_FILE.py "a prompt"
@@ -169,11 +170,15 @@ def _shapes(names, stops) -> dict:
 def _stop_lines(names, kind, layer, steps, is_tuple: bool, flat: bool, keep: bool) -> list[str]:
     """Read one tensor, change it, write it back; `keep` it as what the stream was before attention."""
     row, place = names.row, names.place(kind, layer, 1)
-    block = f"model.{row.layers}[{layer}]"
+    block, (experts, router) = f"model.{row.layers}[{layer}]", names.experts.get(layer, (None, None))
     where = {"embed": f"model.{row.embed}", "ln_final": f"model.{row.ln_final}", "z": f"{block}.{row.heads}",
-             "neuron": f"{block}.{row.neurons}", "attn_out": f"{block}.{row.attn_add}", "mlp_out": f"{block}.{row.mlp_add}"}  # fmt: skip
-    tensor = f"{where.get(kind, block)}.{place.side}"
+             "router": f"{block}.{router}.source.F_linear_0", "neuron": f"{block}.{row.neurons}",
+             "expert": f"{block}.{experts}", "attn_out": f"{block}.{row.attn_add}", "mlp_out": f"{block}.{row.mlp_add}"}  # fmt: skip
+    tensor = f"{where.get(kind, block)}.{place.side}{'s' if kind == 'expert' else ''}"
     lines = [f"x = {tensor}{'[0]' if is_tuple else ''}{'[None]' if flat else ''}.clone()  # [row, position, width]"]
+    if kind == "expert":
+        lines = [f"(given, chosen, weights), more = {tensor}",
+                 f"x = weights.new_zeros(len(chosen), {names.n_experts}).scatter(1, chosen, weights)[None]  # [row, position, expert]"]  # fmt: skip
     if place.scale != 1.0:
         lines.append(f"x *= {place.scale!r}  # what is added to the stream")
     if not steps:
@@ -188,6 +193,9 @@ def _stop_lines(names, kind, layer, steps, is_tuple: bool, flat: bool, keep: boo
     if place.scale != 1.0:
         lines.append(f"x /= {place.scale!r}")
     x = "x[0]" if flat else "x"
+    if kind == "expert":  # all of them run, each with its weight
+        lines.append(f"every = torch.arange({names.n_experts}).to(chosen).expand(len(chosen), -1)")
+        return [*lines, f"{tensor} = ((given, every, {x}), more)"]
     lines.append(f"{tensor} = ({x}, *{tensor}[1:])" if is_tuple else f"{tensor} = {x}")
     return [*lines, "pre = x"] if keep else lines
 
@@ -215,7 +223,7 @@ def _step_lines(names, component, i: int, one, which) -> list[str]:
     if component.index is None:
         return [f"# {one!r}", *_operation(f"x[:, {rows}]", i, one, str(which))]
     width = names.d_head if component.kind == "z" else 1
-    noun = "head" if component.kind == "z" else "neuron"
+    noun = "head" if component.kind == "z" else component.kind
     own = f"{noun} * {width} : {noun} * {width} + {width}" if width > 1 else f"{noun} : {noun} + 1"
     (place, index), *more = which
     if not more:

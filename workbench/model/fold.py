@@ -6,7 +6,7 @@ import difflib
 
 import torch
 
-from workbench.component import RANK, Component
+from workbench.component import RANK, SINGLE, Component
 from workbench.intervention import Add, Affine, Clamp, Delta, Intervention, Mean, ProjectOut, Replace, Scale, Zero
 from workbench.model.plan import _order, _stop
 from workbench.model.writers import Step, Writer, writers_of
@@ -28,25 +28,42 @@ def changed_by_deltas(model, interventions) -> dict[str, torch.Tensor]:
     for delta in flatten(interventions):
         if not isinstance(delta, Delta) or delta.does_nothing:
             continue
-        for name in delta.names:
-            if name not in weights:
-                near = difflib.get_close_matches(name, weights, 1, 0.4)
-                raise ValueError(f"This model has no weight {name!r}.{f' Did you mean {near[0]!r}?' if near else ''} "
-                                 "model.hf.named_parameters() lists them.")  # fmt: skip
-            if (shape := delta.difference(name).shape) != weights[name].shape:
-                raise ValueError(f"{name} is {list(weights[name].shape)}, but its difference is {list(shape)}.")
-        for name in delta.names:
-            tied = [other for other in weights if weights[other] is weights[name]]
-            given = [other for other in tied if other in delta.names]
-            if name != given[0] and all(torch.equal(delta.difference(name), delta.difference(o)) for o in given):
-                continue  # the same difference under its second name
-            apart = any(not torch.equal(delta.difference(name), delta.difference(other)) for other in given)
-            made: dict[int, torch.Tensor] = {}
-            for other in [name] if apart else tied:
-                old = found.get(other, weights[other])
-                if id(old) not in made:  # one tensor under two names stays one
-                    made[id(old)] = (old.detach().float() + delta.difference(name).to(old.device)).to(old.dtype)
-                found[other] = made[id(old)]
+        made: dict[tuple[int, str], torch.Tensor] = {}
+        for name, own in reached(weights, delta).items():
+            old = found.get(name, weights[name])
+            if (id(old), own) not in made:  # one tensor under two names stays one
+                made[id(old), own] = _sum(old.detach(), delta.difference(own))
+            found[name] = made[id(old), own]
+    return found
+
+
+def _sum(old: torch.Tensor, difference: torch.Tensor) -> torch.Tensor:
+    """Added in float32, or in float64 where the weight is; of half precision the sum is rounded once."""
+    wide = torch.promote_types(old.dtype, torch.float32)
+    return (old.to(wide) + difference.to(old.device, wide)).to(old.dtype)
+
+
+def reached(weights: dict[str, torch.Tensor], delta: Delta) -> dict[str, str]:
+    """Which parameters does a Delta change, and each by the difference under which name? See `changed_by_deltas`.
+
+    Args:
+        weights: the model's parameters by name, tied ones under all their names.
+    Raises:
+        ValueError: for a weight that is not among them, or a difference of another shape.
+    """
+    for name in delta.names:
+        if name not in weights:
+            near = difflib.get_close_matches(name, weights, 1, 0.4)
+            raise ValueError(f"This model has no weight {name!r}.{f' Did you mean {near[0]!r}?' if near else ''} "
+                             "model.hf.named_parameters() lists them.")  # fmt: skip
+        if (shape := delta.difference(name).shape) != weights[name].shape:
+            raise ValueError(f"{name} is {list(weights[name].shape)}, but its difference is {list(shape)}.")
+    found: dict[str, str] = {}
+    for name in delta.names:
+        tied = [other for other in weights if weights[other] is weights[name]]
+        given = [other for other in tied if other in delta.names]
+        apart = any(not torch.equal(delta.difference(given[0]), delta.difference(other)) for other in given[1:])
+        found |= {name: name} if apart else dict.fromkeys(tied, given[0])
     return found
 
 
@@ -109,14 +126,14 @@ class Folded:
         """Hand a step to its writer, or say why no writer can take it."""
         one = step.component.canonical
         kind, layer, writers = one.kind, one.layer, self._writers
-        if kind in ("z", "neuron", "ln_final"):
-            writer, width = (
-                writers.get((kind, layer)),
-                {"z": self.names.d_head, "neuron": 1}.get(kind, self.names.d_model),
-            )
+        if kind in ("z", "neuron", "expert", "ln_final"):
+            writer, widths = writers.get((kind, layer)), {"z": self.names.d_head, **dict.fromkeys(SINGLE, 1)}
+            width = widths.get(kind, self.names.d_model)
             if writer is None:
-                return "the model has no output matrix to put it into"
+                return NO_EXPERTS if kind == "expert" else "the model has no output matrix to put it into"
             start = 0 if one.index is None else one.index * width
+            if kind == "expert" and step.shift(width).any():
+                return "the router decides at which tokens an expert has a weight; Zero and Scale, which leave 0 at 0, fold"
             if step.shift(width).any() and not writer.constants:
                 return NO_BIAS.format(writer.path)
             writer.inputs.append((slice(start, start + width), step))
@@ -131,6 +148,8 @@ class Folded:
         if kind in STREAM:
             return ("the stream there is the sum of all that was written before, and every part has been read already; only Add and "
                     "ProjectOut fold there, the others at attn_out, mlp_out, z, neuron and resid_pre.0")  # fmt: skip
+        if kind == "router":
+            return "what a router chooses by is not folded in this version; Zero and Scale of experts are"
         return f"{kind} is no place that weights alone decide; z, neuron, attn_out, mlp_out, embed and Add on the stream fold"
 
     def _to_output(self, step: Step, writer: Writer | None, kind: str) -> str | None:
@@ -162,6 +181,7 @@ class Folded:
                 "as in model.logits(prompt, change) or model.generate(prompt, change), and fold the rest.")  # fmt: skip
 
 
+NO_EXPERTS = "these experts have biases or matrices of another layout"
 NO_BIAS = "it needs a constant added, and {} has no bias and can be given none"
 
 

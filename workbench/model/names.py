@@ -14,8 +14,10 @@ from operator import attrgetter
 import torch
 
 from workbench.component import KINDS, Component
+from workbench.model.places import InsideAttention, Place, Routing, first, fused_experts
 
 INSIDE = ("q", "k", "v", "attn_scores", "pattern")  # between the projections and z; in the prompt's pass only
+MIXTURE = ("router", "expert")  # in the layers that have experts
 READY = ("embed", "resid_pre", *INSIDE, "z", "attn_out", "resid_mid", "neuron", "mlp_out", "resid_post", "feature",
          "ln_final")  # fmt: skip
 
@@ -49,7 +51,7 @@ ROWS: dict[str, Row] = {
     "phi3": Row(qkv=("self_attn.qkv_proj",), mlp_in=("mlp.gate_up_proj",)),
     **dict.fromkeys(["gemma2", "gemma3_text"], GEMMA),
     "olmo2": Row(attn_add="post_attention_layernorm", mlp_add="post_feedforward_layernorm", norm_attn=None, norm_mlp=None),
-    "mixtral": Row(neurons=None, mlp_in=None),
+    **dict.fromkeys(["mixtral", "qwen2_moe", "qwen3_moe", "olmoe"], Row(neurons=None, mlp_in=None)),
     "gpt2": Row("transformer.h", "attn", "attn.c_proj", "attn", "mlp", "mlp.c_proj", "transformer.wte",
                 "transformer.ln_f", qkv=("attn.c_attn",), mlp_in=("mlp.c_fc",), norm_attn="ln_1", norm_mlp="ln_2"),
     "gpt_neox": Row("gpt_neox.layers", "attention", "attention.dense", "attention", "mlp", "mlp.dense_4h_to_h",
@@ -64,77 +66,13 @@ ROWS: dict[str, Row] = {
 }  # fmt: skip
 
 
-def first(value):
-    """Some modules return (tensor, extras): the tensor."""
-    return value[0] if isinstance(value, tuple) else value
-
-
-class Place:
-    """One tensor in the running model; `get` and `set` are for use inside an nnsight trace."""
-
-    def __init__(self, envoy, side: str, rows: int, scale: float = 1.0):
-        self.envoy, self.side, self.rows, self.scale = envoy, side, rows, scale
-        self.flat = False
-
-    def get(self) -> torch.Tensor:
-        """[row, position, width]"""
-        value = self.envoy.input if self.side == "input" else first(self.envoy.output)
-        self.flat = value.dim() == 2  # OPT's FFN runs on [row * position, width]
-        value = value.unflatten(0, (self.rows, -1)) if self.flat else value
-        return value if self.scale == 1.0 else value * self.scale
-
-    def set(self, value: torch.Tensor) -> None:
-        if self.scale != 1.0:
-            value = value / self.scale
-        if self.flat:
-            value = value.flatten(0, 1)
-        if self.side == "input":
-            self.envoy.input = value
-        else:
-            whole = self.envoy.output
-            self.envoy.output = (value, *whole[1:]) if isinstance(whole, tuple) else value
-
-
-class InsideAttention(Place):
-    """A tensor between the projections and z, [row, position, head * width]; the width is d_head for q, k (after the
-    rotary embedding) and v, and the number of key positions for attn_scores and pattern.
-
-    transformers gives all but the oldest architectures one attention function; nnsight reads and changes what goes
-    through it.
-    """
-
-    def __init__(self, attn, kind: str):
-        super().__init__(attn, kind, 0)
-
-    def get(self) -> torch.Tensor:
-        call = self.envoy.source.attention_interface_1
-        if self.side in ("q", "k", "v"):
-            value = call.inputs[0]["_qkv".index(self.side)]
-        elif self.side == "attn_scores":
-            value = call.source.nn_functional_softmax_0.inputs[0][0]
-        else:
-            value = call.source.nn_functional_dropout_0.output
-        self.heads = value.shape[1]
-        return value.transpose(1, 2).flatten(2)
-
-    def set(self, value: torch.Tensor) -> None:
-        call = self.envoy.source.attention_interface_1
-        value = value.unflatten(2, (self.heads, -1)).transpose(1, 2)
-        if self.side == "pattern":
-            call.source.nn_functional_dropout_0.output = value
-            return
-        call = call if self.side != "attn_scores" else call.source.nn_functional_softmax_0
-        args, kwargs = call.inputs
-        which = "_qkv".index(self.side) if self.side != "attn_scores" else 0
-        call.inputs = ((*args[:which], value, *args[which + 1 :]), kwargs)
-
-
 class Names:
     """Which tensor does a component name in this model, and which components can it offer?
 
     Attributes:
-        n_layers, n_heads, n_kv_heads, d_head, d_model, d_mlp, d_vocab: the model's sizes (d_mlp is None where neurons
-            are not offered; keys and values may have fewer heads than queries).
+        n_layers, n_heads, n_kv_heads, d_head, d_model, d_mlp, n_experts, d_vocab: the model's sizes (d_mlp is None where
+            neurons are not offered, n_experts where there are none; keys and values may have fewer heads than queries).
+        experts: layer -> where in its block the experts of a mixture and their router are; layers without any are left out.
         refused: kind -> the sentence that says why this model does not offer it.
         saes: name -> the sparse autoencoders attached (`Model.attach`), whose features have addresses.
     """
@@ -154,11 +92,19 @@ class Names:
         self.refused = {
             kind: f"{kind} is not offered in this version; offered are {', '.join(READY)}."
             for kind in KINDS
-            if kind not in READY
+            if kind not in (*READY, *MIXTURE)
         }
-        if not (getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)):
-            for kind in ("router", "expert"):
-                self.refused[kind] = f"{kind}: this model is no mixture of experts."
+        found = {layer: fused_experts(block._module) for layer, block in enumerate(self.layers)}
+        self.experts = {layer: paths for layer, paths in found.items() if paths}
+        self.n_experts = len(self.mixture(min(self.experts))[0]._module.down_proj) if self.experts else None
+        if not self.experts:
+            mixture = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+            why = (
+                "this mixture keeps its experts in a form of its own"
+                if mixture
+                else "this model is no mixture of experts"
+            )
+            self.refused |= {kind: f"{kind}: {why}." for kind in MIXTURE}
         self.part("heads", 0), self.part("attn_add", 0), self.part("mlp_add", 0), self.part("attn", 0)
         attrgetter(row.embed)(nn), attrgetter(row.ln_final)(nn)
         if row.neurons is None:
@@ -180,6 +126,10 @@ class Names:
             return Place(self.part("heads", layer), "input", rows)
         if kind == "neuron":
             return Place(self.part("neurons", layer), "input", rows)
+        if kind == "expert":
+            return Routing(self.mixture(layer)[0], rows, self.n_experts)
+        if kind == "router":  # its logits, before they choose
+            return Place(self.mixture(layer)[1].source.F_linear_0, "output", rows)
         if kind == "mlp_in":  # no component: what transcoders read
             return Place(attrgetter(self.row.mlp_in[0])(self.layers[layer]), "input", rows)
         if kind in INSIDE:
@@ -189,6 +139,10 @@ class Names:
         if kind == "ln_final":
             return Place(attrgetter(self.row.ln_final)(self.nn), "output", rows)
         return Place(self.layers[layer], "input" if kind == "resid_pre" else "output", rows)
+
+    def mixture(self, layer: int) -> tuple:
+        """The experts of a layer and their router (nnsight envoys); None for a router that is not found."""
+        return tuple(path and attrgetter(path)(self.layers[layer]) for path in self.experts[layer])
 
     def block_value(self, x: torch.Tensor):
         """What a skipped block must return so that the stream goes on as `x`."""
@@ -208,6 +162,9 @@ class Names:
         if isinstance(component.layer, int) and not 0 <= component.layer < self.n_layers:
             raise ValueError(f"{component}: layer {component.layer} is out of range; this model has layers 0 to "
                              f"{self.n_layers - 1}.")  # fmt: skip
+        if component.kind in MIXTURE and component.layer not in ("*", *self.experts):
+            raise ValueError(f"{component}: layer {component.layer} has no experts here; layers that have are "
+                             f"{', '.join(map(str, self.experts))}.")  # fmt: skip
         if component.index == "error":
             raise ValueError(f"{component} is a node of circuits only: see wb.locate.circuit.nodes and keep. Interventions on "
                              "features leave the error term in place.")  # fmt: skip
@@ -219,19 +176,20 @@ class Names:
                              f"{size - 1}.")  # fmt: skip
 
     def size(self, kind: str, name: str | None = None) -> int | None:
-        """How many heads or neurons a layer has (features the SAE `name`); None for kinds without an index."""
+        """How many heads, neurons or experts a layer has (features the SAE `name`); None for kinds without an index."""
         if kind == "feature":
             return self.saes[name].d_sae
         if kind in ("k", "v"):
             return self.n_kv_heads
-        return {"head": self.n_heads, "neuron": self.d_mlp}.get(KINDS[kind][0])
+        return {"head": self.n_heads, "neuron": self.d_mlp, "expert": self.n_experts}.get(KINDS[kind][0])
 
     def expand(self, components) -> list[Component]:
         """Families written out (`z.*.*` as one component per head), checked, without duplicates, in the order given."""
         found: dict[Component, None] = {}
         for one in components:
             self.validate(one)
-            layers = range(self.n_layers) if one.layer == "*" else [one.layer]
+            every = self.experts if one.kind in MIXTURE else range(self.n_layers)
+            layers = every if one.layer == "*" else [one.layer]
             indices = range(self.size(one.kind, one.name)) if one.index == "*" else [one.index]
             for layer in layers:
                 for index in indices:
@@ -276,10 +234,23 @@ class Names:
                 )
         elif not trace(_patterns_sum_to_one):
             self.refused["pattern"] = "pattern: attention does not sum to one here (sinks), so it is not offered."
+        self._check_mixture(trace)
         moved = trace(_read_mlp_without_attention)
         if torch.allclose(moved.double(), mlp[0], rtol=1e-6, atol=0):
             self.parallel = True
             self.refused["resid_mid"] = "attention and FFN run in parallel here, so there is no stream between them."
+
+    def _check_mixture(self, trace) -> None:
+        """Do experts without weight write nothing, and do the router's logits choose? Else they are not offered."""
+        if not self.experts:
+            return
+        router = self.mixture(min(self.experts))[1]
+        if router is None or "F_linear_0" not in _operations(router):
+            self.refused["router"] = "router: it computes what it chooses by in a way of its own, so it is not offered."
+        elif not trace(_router_chooses):
+            self.refused["router"] = "router: its logits do not choose the experts here, so it is not offered."
+        if trace(_written_without_weight) != 0:
+            self.refused["expert"] = "expert: experts without weight write something here, so they are not offered."
 
 
 def _read_all(names: Names, rows: int) -> dict:
@@ -301,7 +272,7 @@ def _read_all(names: Names, rows: int) -> dict:
 
 
 def _operations(attn) -> str:
-    """The operations of an attention module that nnsight can reach, as text."""
+    """The operations of a module that nnsight can reach, as text."""
     return str(attn.source)
 
 
@@ -309,6 +280,22 @@ def _patterns_sum_to_one(names: Names, rows: int) -> bool:
     place = names.place("pattern", 0, rows)
     pattern = place.get().unflatten(2, (names.n_heads, -1)).float()
     return bool(torch.allclose(pattern.sum(-1), torch.ones_like(pattern[..., 0]), atol=1e-2))
+
+
+def _router_chooses(names: Names, rows: int) -> bool:
+    layer = min(names.experts)
+    place = names.place("router", layer, rows)
+    logits = torch.full_like(place.get(), -100.0)
+    logits[..., 0] = 100.0
+    place.set(logits)
+    return bool((names.place("expert", layer, rows).get()[..., 0] > 0).all())
+
+
+def _written_without_weight(names: Names, rows: int) -> float:
+    layer = min(names.experts)
+    place = names.place("expert", layer, rows)
+    place.set(torch.zeros_like(place.get()))
+    return float(place.envoy.output.abs().max())
 
 
 def _read_mlp_without_attention(names: Names, rows: int) -> torch.Tensor:

@@ -12,13 +12,14 @@ from functools import cached_property
 import nnsight
 import torch
 
-from workbench.component import Component, components
+from workbench.component import SINGLE, Component, components
 from workbench.model.bake import bake
 from workbench.model.code import to_code
 from workbench.model.cvector import to_gguf
 from workbench.model.edit import LOCK, edited, refuse_delta, with_weights
 from workbench.model.features import attach, detach
 from workbench.model.names import Names, find_names
+from workbench.model.peft import from_peft, to_peft
 from workbench.model.plan import TOKENS_PER_PASS, Edits, Prompts, check_recipe
 from workbench.model.weights import weight
 
@@ -138,8 +139,8 @@ class Model:
         """Take an SAE off again; all of them without a name."""
         detach(self, name)
 
-    # interventions in the weights, as a checkpoint, as a script, as a control vector: see the modules of these names
-    edited, bake, to_code, to_gguf = edited, bake, to_code, to_gguf
+    # interventions in the weights, as a checkpoint, a script, a control vector, an adapter: see the modules of these names
+    edited, bake, to_code, to_gguf, to_peft, from_peft = edited, bake, to_code, to_gguf, to_peft, from_peft
 
     @property
     def saes(self) -> dict:
@@ -221,7 +222,8 @@ class Model:
             at: a component, its printed form, or a list. Without a position all prompts must have equal length.
         Returns:
             For one component a tensor: [prompt, position, width], or [prompt, width] with a position (a span of several
-            tokens is averaged). Neurons and features have no width axis. For a list, a dict from component to such a tensor.
+            tokens is averaged). Neurons, experts (their routing weights) and features have no width axis. For a list, a
+            dict from component to such a tensor.
         """
         wanted = self.names.expand(components(at))
         prompts = self._prompts(prompts, spans)
@@ -325,7 +327,7 @@ def _placed(x: torch.Tensor, part: Prompts, one: Component) -> torch.Tensor:
     x = x.float().cpu()
     if one.position is not None:
         x = torch.stack([x[row, part.columns(one, row)].mean(0) for row in range(len(x))])
-    return x.squeeze(-1) if one.kind in ("neuron", "feature") else x
+    return x.squeeze(-1) if one.kind in SINGLE else x
 
 
 def _with_gradients(run: Edits, metric, rows: torch.Tensor):

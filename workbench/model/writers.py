@@ -30,7 +30,8 @@ class Step:
 
 @dataclass
 class Writer:
-    """Weights whose sum arrives at one place. Inputs are what the matrix is given (heads, neurons), outputs what it gives.
+    """Weights whose sum arrives at one place. Inputs are what the matrix is given (heads, neurons) or, of experts,
+    weighted by; outputs what it gives.
 
     Attributes:
         path: the module's name in the Hugging Face model; module: itself.
@@ -89,10 +90,11 @@ class Writer:
         bias = torch.zeros(rows[0].shape[-1], dtype=torch.float64) if shift is None else shift.double().cpu()
         bias = bias.to(rows[0].device)
         for part, step in reversed(self.inputs):
-            block = rows[0][part].clone()
+            block = rows[0][part].flatten(1)  # an expert's whole matrix is one row: its weight is one number
             size = len(block)
-            bias = bias + step.shift(size).to(block) @ block
-            rows[0][part] = step.linear(torch.eye(size, dtype=torch.float64)).to(block) @ block
+            if (constant := step.shift(size).to(block)).any():
+                bias = bias + constant @ block
+            rows[0][part] = (step.linear(torch.eye(size, dtype=torch.float64)).to(block) @ block).view_as(rows[0][part])
         for step in self.outputs:
             scale = self.scale * (self.factor if step.component.kind == "resid_pre" else 1.0)
             constant = step.shift(len(bias)).to(bias) / scale
@@ -117,9 +119,10 @@ class Writer:
 
 
 def writers_of(model) -> dict[tuple[str, int | None], Writer]:
-    """(kind, layer) -> what writes at attn_out and mlp_out, and what z, neuron and ln_final are multiplied with.
+    """(kind, layer) -> what writes at attn_out and mlp_out, and what z, neuron, expert and ln_final are multiplied with.
 
-    Where no norm stands between, ("z", l) and ("attn_out", l) are one writer. A mixture has no ("neuron", l).
+    Where no norm stands between, ("z", l) and ("attn_out", l) are one writer. A mixture has no ("neuron", l), and one in
+    which something besides the experts writes, no ("mlp_out", l).
     """
     names, row, found = model.names, model.names.row, {}
     paths = {id(module): path for path, module in model.hf.named_modules()}
@@ -140,11 +143,14 @@ def writers_of(model) -> dict[tuple[str, int | None], Writer]:
                 found[out, layer] = writer(last, names.scale)
             elif path is not None:
                 found[out, layer] = found[kind, layer]
-            elif isinstance(getattr(getattr(last, "experts", None), "down_proj", None), torch.Tensor):
-                experts = last.experts
-                found[out, layer] = Writer(
-                    paths[id(experts)], experts, (f"{paths[id(experts)]}.down_proj",), scale=names.scale
-                )
+        if layer in names.experts:
+            experts = attrgetter(names.experts[layer][0])(block)
+            if not hasattr(experts, "down_proj_bias") and not getattr(experts, "is_transposed", False):
+                path = paths[id(experts)]
+                found["expert", layer] = Writer(path, experts, (f"{path}.down_proj",), scale=names.scale)
+                beside = dict(last.named_children()).keys() - {"experts", "gate", "router"}
+                if (out, layer) not in found and not beside:
+                    found[out, layer] = found["expert", layer]
     head = model.hf.get_output_embeddings()
     if head is not None:
         found["ln_final", None] = writer(head)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from workbench.attend import Attend
-from workbench.component import Component, components
+from workbench.component import SINGLE, Component, components
 from workbench.intervention import Clamp, Intervention, Mean, Replace, Scale, Zero
 from workbench.locate.causal.null import matched
 from workbench.locate.circuit import Circuit, Edge
@@ -73,7 +73,7 @@ def scale(at, factor: float, k: int | None = None, *, phase: str | None = None) 
 
 
 def clamp(at, value: float, k: int | None = None, *, phase: str | None = None) -> Clamp:
-    """What happens when these neurons or features are held at a value, whatever the prompt?
+    """What happens when these neurons, features or experts (their routing weights) are held at a value, whatever the prompt?
 
     Raises:
         ValueError: for components that are no single numbers.
@@ -113,7 +113,7 @@ def suppress(model, task: Task, at="neuron.*.*", *, share: float = 1.0, statisti
     Args:
         task: pairs (clean against corrupted) or labelled texts (`positive`), split "fit" where there is one; or Scores of
             `locate.magnitude.contrast` instead of it, for `at` to be left out.
-        at: neurons, or heads (`z.*.*`, by their norms).
+        at: neurons, experts of a mixture (`expert.*.*`, by their routing weights), or heads (`z.*.*`, by their norms).
         share: times g, at most 1. statistic: over a prompt's tokens, as for `contrast`; the paper takes "max".
     Returns:
         Scale with one factor for each neuron that changes.
@@ -229,15 +229,15 @@ def _valued(op, model, task, at, value, phase) -> Intervention | Recipe:
     made = []
     for kind, own in kinds.items():
         values = torch.stack([value(found[one]) for one in own])
-        made.append(op(own, values[:, 0] if kind in ("neuron", "feature") else values, phase=phase))
+        made.append(op(own, values[:, 0] if kind in SINGLE else values, phase=phase))
     return made[0] if len(made) == 1 else Recipe(tuple(made))
 
 
 def _refuse_vectors(at) -> None:
     for one in at:
-        if one.kind not in ("neuron", "feature"):
-            raise ValueError(f"{one} is a vector; only neurons and features, which are numbers, are held at a value. See mean, "
-                             "scale, or wb.Replace(at, values).")  # fmt: skip
+        if one.kind not in SINGLE:
+            raise ValueError(f"{one} is a vector; only neurons, experts and features, which are numbers, are held at a value. See "
+                             "mean, scale, or wb.Replace(at, values).")  # fmt: skip
 
 
 def _every_node(model) -> list[Component]:

@@ -33,7 +33,7 @@ def ablate(model, task: Task, at, method: str = "mean", *, positions=None, metri
 
     Args:
         task: pairs; their clean prompts are ablated. at, positions, metric: as for `patch`.
-        method: "mean", "resample", "zero" or "optimal" (of z, neuron, attn_out, mlp_out, q, k, v).
+        method: "mean", "resample", "zero" or "optimal" (of z, neuron, attn_out, mlp_out, q, k, v, expert, router).
         reference: a task whose prompts (both sides of pairs, or texts) the means and activations come from, for example
             the fit split; None takes the pairs themselves. Prompts that fewer than 8 others share the template with are
             matched by length, and then by distance from the end; `why` says how many.

@@ -8,9 +8,10 @@ import torch
 from workbench import measure
 from workbench.component import Component
 from workbench.locate.causal.places import batches, cells_of
+from workbench.model.names import MIXTURE
 from workbench.model.sweep import Row, capture, resume, run_rows, span, stream_at
 
-FITTED = ("z", "neuron", "attn_out", "mlp_out", "q", "k", "v")
+FITTED = ("z", "neuron", "attn_out", "mlp_out", "q", "k", "v", *MIXTURE)
 STEPS, PROMPTS = 25, 64
 
 

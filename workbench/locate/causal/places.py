@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from workbench.component import KINDS, Component, components
-from workbench.model.names import INSIDE
+from workbench.model.names import INSIDE, MIXTURE
 from workbench.model.sweep import Cell
 from workbench.task import Pairs
 
 STREAM = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
-PATCHABLE = (*STREAM, "z", "neuron", "feature", *INSIDE)
+PATCHABLE = (*STREAM, "z", "neuron", "feature", *INSIDE, *MIXTURE)
 
 TOKENS_KEPT = 1024  # tokens of runs of which everything is kept: far more than a pass needs, so fewer than in a pass
 

@@ -17,16 +17,19 @@ from workbench.locate.gradient.passes import refuse_without_slope, run, tokens_p
 from workbench.locate.gradient.rules import relevance_rules
 from workbench.locate.gradient.sites import needs, select, slope, value
 from workbench.model.plan import Prompts
+from workbench.model.sweep import bar
 from workbench.scores import Scores
 from workbench.task import Task
 
 DRAWS = 4
-BLOCK = ("q", "k", "v", "attn_scores", "pattern", "z", "attn_out", "neuron", "mlp_out")  # parts of one layer
+# parts of one layer
+BLOCK = ("q", "k", "v", "attn_scores", "pattern", "z", "attn_out", "router", "neuron", "expert", "mlp_out")
 FROM_CONSTANT = ("q", "k", "attn_scores", "pattern")  # where relevance does not go
 
 
 def attribution_patch(model, task: Task, at, *, positions=None, direction: str = "denoising", metric="logit_diff",
-                      qk_fix: bool = False, grad_drop: bool = False, null=True, seed: int = 0) -> Scores:  # fmt: skip
+                      qk_fix: bool = False, grad_drop: bool = False, null=True, seed: int = 0,
+                      progress: bool = True) -> Scores:  # fmt: skip
     """Which components would activation patching find? Estimated for all of them from two passes forward and one back.
 
     To first order, putting activation a' in the place of a moves the metric by (a' - a) dm/da, the gradient being taken
@@ -53,11 +56,11 @@ def attribution_patch(model, task: Task, at, *, positions=None, direction: str =
     Source:
         Nanda 2022, "Attribution patching"; Syed et al. 2024; Kramar et al. 2024 (AtP*): QK fix section 3.1, GradDrop 3.2.
     """
-    return _attribute(model, task, at, positions, direction, metric, qk_fix, grad_drop, False, null, seed)
+    return _attribute(model, task, at, positions, direction, metric, qk_fix, grad_drop, False, null, seed, progress)
 
 
 def relevance_patch(model, task: Task, at, *, positions=None, direction: str = "denoising", metric="logit_diff", null=True,
-                    seed: int = 0) -> Scores:  # fmt: skip
+                    seed: int = 0, progress: bool = True) -> Scores:  # fmt: skip
     """Which components would activation patching find, if the way back follows the rules of relevance? (RelP)
 
     Attribution patching with another way back: norms have a constant scale, attention a constant pattern, activation
@@ -74,10 +77,10 @@ def relevance_patch(model, task: Task, at, *, positions=None, direction: str = "
     Source:
         Rezaei Jafari et al. 2025, "RelP" (arXiv 2508.21258); Achtibat et al. 2024 and Ali et al. 2022 for the rules.
     """
-    return _attribute(model, task, at, positions, direction, metric, False, False, True, null, seed)
+    return _attribute(model, task, at, positions, direction, metric, False, False, True, null, seed, progress)
 
 
-def _attribute(model, task, at, positions, direction, metric, qk_fix, grad_drop, rules, null, seed) -> Scores:
+def _attribute(model, task, at, positions, direction, metric, qk_fix, grad_drop, rules, null, seed, progress) -> Scores:
     began, names = time.perf_counter(), model.names
     if direction not in DIRECTIONS:
         raise ValueError(f"direction={direction!r} is unknown; choose {' or '.join(map(repr, DIRECTIONS))}.")
@@ -92,15 +95,17 @@ def _attribute(model, task, at, positions, direction, metric, qk_fix, grad_drop,
     others, draws = others_of(pairs, ids[0], groups, draws, seed)
     acts, slopes = (set().union(*parts) for parts in zip(*(needs(names, one, qk_fix) for one in chosen.members)))
     base, source, moved = np.zeros(n), np.zeros(n), np.full((1 + draws, len(chosen.found), n), np.nan)
-    for group in groups:
-        of = read(group)
-        batch = [Prompts([side[i] for i in group]) for side in ids]
-        with relevance_rules(model) if rules else nullcontext():
-            own = run(model, batch[0], acts, of, slopes=sorted(slopes), drop=grad_drop)
-        other = run(model, batch[1], acts, of)
-        base[group], source[group] = own.value.cpu().numpy(), other.value.cpu().numpy()
-        theirs = [donors(others, group, draw) for draw in range(draws)]
-        _effects(model, chosen, batch[0], group, own, other.acts, theirs, qk_fix, moved)
+    with bar(n, progress) as show:
+        for group in groups:
+            of = read(group)
+            batch = [Prompts([side[i] for i in group]) for side in ids]
+            with relevance_rules(model) if rules else nullcontext():
+                own = run(model, batch[0], acts, of, slopes=sorted(slopes), drop=grad_drop)
+            other = run(model, batch[1], acts, of)
+            base[group], source[group] = own.value.cpu().numpy(), other.value.cpu().numpy()
+            theirs = [donors(others, group, draw) for draw in range(draws)]
+            _effects(model, chosen, batch[0], group, own, other.acts, theirs, qk_fix, moved)
+            show.update(len(group))
     effects, under = moved[0], moved[1:]
     clean, corrupted = (base, source) if noising else (source, base)
     gap, usable = clean - corrupted, [i for i in range(n) if others[i] is not None]

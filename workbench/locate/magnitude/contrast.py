@@ -20,7 +20,6 @@ ELSEWHERE = {
     "attn_scores": "pattern_scores",
     "pattern": "pattern_scores",
     "router": "expert_use",
-    "expert": "expert_use",
 }
 UNITS = 4096  # at a time in the statistics, so that resampling a large model stays in memory
 FLOOR = 4e-4  # of the whole variance counts as within a side, so that |score| stays below about 100
@@ -41,10 +40,10 @@ def contrast(model, task: Task, at="neuron.*.*", *, statistic: str = "mean", pos
 
     Args:
         task: pairs (clean against corrupted) or labelled texts; the name of a bundled task.
-        at: components or families: neuron, z, q, k, v (norms of heads), embed, resid_pre, resid_mid, resid_post,
+        at: components or families: neuron, expert (its routing weight), z, q, k, v (norms of heads), embed, resid_pre, resid_mid, resid_post,
             attn_out, mlp_out, ln_final. With a position (`@-1`, `@subject`) only that token counts.
-        statistic: over a prompt's tokens: "mean", "max", or for neurons "frequency", the share of tokens that open the
-            neuron (a gate's pre-activation above 0; without a gate an activation above 0).
+        statistic: over a prompt's tokens: "mean", "max", or for neurons and experts "frequency", the share of tokens that open the
+            neuron (a gate's pre-activation above 0; without a gate an activation above 0) or go to the expert.
         positive: for labelled texts the label that stands against all others; the first of two by default.
     Returns:
         Scores with further columns: `auroc` (how often a positive prompt has the higher value; 0.5 is chance) and
@@ -151,10 +150,12 @@ def _wanted(model, at, statistic: str) -> list[Component]:
     for one in components(at):
         if one.kind in ELSEWHERE:
             raise ValueError(f"{one}: for this use wb.locate.magnitude.{ELSEWHERE[one.kind]}(model, ...).")
-        if one.kind not in ("neuron", *HEADS, *STREAMS):
-            raise ValueError(f"{one} cannot be contrasted; kinds are neuron, {', '.join((*HEADS, *STREAMS))}.")
-        if statistic == "frequency" and one.kind != "neuron":
-            raise ValueError(f"{one}: only neurons are open or closed; for {one.kind} choose 'mean' or 'max'.")
+        if one.kind not in ("neuron", "expert", *HEADS, *STREAMS):
+            raise ValueError(f"{one} cannot be contrasted; kinds are neuron, expert, {', '.join((*HEADS, *STREAMS))}.")
+        if statistic == "frequency" and one.kind not in ("neuron", "expert"):
+            raise ValueError(
+                f"{one}: only neurons are open or closed, and experts chosen or not; for {one.kind} choose 'mean' or 'max'."
+            )
     return sorted(model.names.expand(components(at)))
 
 

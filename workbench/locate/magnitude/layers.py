@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from operator import attrgetter
 
 import numpy as np
 import torch
@@ -77,7 +76,8 @@ def expert_use(model, task, *, null: bool = True, draws: int = DRAWS, seed: int 
     Args:
         task: a task, its name, or a list of texts; padding and BOS do not count. For two kinds of texts, run it on each.
     Returns:
-        Scores of `expert.0.0`, `expert.0.1`, ...; the shares of a layer sum to 1. Cost: one pass.
+        Scores of `expert.0.0`, `expert.0.1`, ...; the shares of a layer sum to 1. Cost: one pass. What an expert does for
+        an answer is another question: `locate.causal.ablate(model, task, "expert.*.*", "zero")`.
     Raises:
         ValueError: for a model that is no mixture of experts, or whose router cannot be read.
     Source:
@@ -85,11 +85,9 @@ def expert_use(model, task, *, null: bool = True, draws: int = DRAWS, seed: int 
     """
     began = time.perf_counter()
     config, names = model.hf.config, model.names
-    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
-    if not experts:
-        raise ValueError(f"This model ({config.model_type}) is no mixture of experts, so no router chooses any.")
-    routers = {layer: router for layer in range(names.n_layers) if (router := _router(names, layer))}
-    if not routers:
+    names.validate(Component("expert", "*", "*"))
+    experts, routers = names.n_experts, {layer: names.mixture(layer)[1] for layer in names.experts}
+    if None in routers.values():
         raise ValueError(
             f"The router of {config.model_type!r} cannot be read: its FFN has no module called 'gate' or 'router'."
         )
@@ -112,13 +110,6 @@ def expert_use(model, task, *, null: bool = True, draws: int = DRAWS, seed: int 
                   "share of the router's choices", task=name, cost=1.0, seconds=time.perf_counter() - began, seed=seed,
                   null=f"each token picks {chosen} of {experts} experts at random" if null else "",
                   why="" if null else "No null was asked for.")  # fmt: skip
-
-
-def _router(names, layer: int):
-    """The envoy of a block's router, or None for a block without one."""
-    ffn = attrgetter(names.row.mlp_add)(names.layers[layer])
-    children = {name for name, _ in ffn._module.named_children()}
-    return next((getattr(ffn, name) for name in ("gate", "router") if name in children), None)
 
 
 def _routes(routers: dict, mask: torch.Tensor, experts: int, chosen: int):

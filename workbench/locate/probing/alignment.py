@@ -16,6 +16,7 @@ from workbench.locate.probing import fit as fitting
 from workbench.locate.probing.examples import examples, read, sites
 from workbench.locate.probing.resumed import Apply, each
 from workbench.model import Prompts
+from workbench.model.names import MIXTURE
 from workbench.model.plan import TOKENS_PER_PASS
 from workbench.scores import Scores
 from workbench.task import Task
@@ -109,7 +110,7 @@ def das(model, task: Task, at, *, k: int = 1, label=None, steps: int = 40, lr: f
         Alignment; scores.per_prompt [site, test row] is 1 where the swap gave the source's answer (base clean, then base
         corrupted).
     Raises:
-        ValueError: for a task of texts, single neurons, a span of several tokens, or k that does not fit.
+        ValueError: for a task of texts, single neurons, experts, a span of several tokens, or k that does not fit.
     Source:
         Geiger et al. 2023, "Finding alignments between interpretable causal variables and distributed neural
         representations"; Wu et al. 2023; Makelov et al. 2024 on what a subspace can pretend.
@@ -217,7 +218,7 @@ def _instead(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 def _check(model, found, at: list[Component], k: int) -> None:
     for one in at:
-        if one.kind == "neuron":
+        if one.kind in ("neuron", *MIXTURE):
             raise ValueError(f"{one}: a subspace needs a vector. Take mlp_out.{one.layer} or the residual stream.")
         width = model.names.d_head if isinstance(one.index, int) else model.names.d_model
         if not 1 <= k <= width:

@@ -15,6 +15,7 @@ from workbench.locate.probing import fit as fitting
 from workbench.locate.probing.examples import check_classes, examples, sites
 from workbench.locate.probing.resumed import each
 from workbench.model import Prompts
+from workbench.model.names import MIXTURE
 from workbench.task import Task
 
 ERASERS = ("leace", "orthogonal")
@@ -89,7 +90,7 @@ def erase(model, task: Task, at, method: str = "leace", *, label=None, behaviour
     Returns:
         Erasure, with the intervention and a table.
     Raises:
-        ValueError: for an unknown method, a site without a position, single neurons, or classes with too few rows.
+        ValueError: for an unknown method, a site without a position, single neurons, experts, or classes with too few rows.
     Source:
         Belrose et al. 2023, "LEACE", theorem 4.3 and section 5; Elazar et al. 2021 on erasing as a test of use.
     """
@@ -98,7 +99,7 @@ def erase(model, task: Task, at, method: str = "leace", *, label=None, behaviour
         raise ValueError(f"method={method!r} is unknown; choose {' or '.join(map(repr, ERASERS))}.")
     task, at = Task.of(task), sites(model, at)
     for one in at:
-        if one.kind == "neuron":
+        if one.kind in ("neuron", *MIXTURE):
             raise ValueError(f"{one}: an eraser acts on a vector. Take mlp_out.{one.layer} or the residual stream.")
         if one.position is None:
             raise ValueError(

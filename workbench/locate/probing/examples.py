@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from workbench.component import Component, components
+from workbench.component import SINGLE, Component, components
 from workbench.model import Prompts
 from workbench.task import Task
 
@@ -129,7 +129,7 @@ def check_classes(found: Examples, rows: np.ndarray, split, task: Task) -> None:
 
 
 def sites(model, at) -> list[Component]:
-    """The places to probe, in forward order: families by layer and head; the neurons of a layer stay together.
+    """The places to probe, in forward order: families by layer and head; the neurons or experts of a layer stay together.
 
     Raises:
         ValueError: for a component the model does not have, or attention between two positions.
@@ -141,7 +141,7 @@ def sites(model, at) -> list[Component]:
         if family.kind == "feature":
             raise ValueError(f"{family}: features are not probed one by one; probe the place of their SAE, or rank them by what "
                              "they tell apart with wb.locate.features.find.")  # fmt: skip
-        whole = family.kind == "neuron" and family.index == "*"
+        whole = family.kind in SINGLE and family.index == "*"
         for one in model.names.expand([replace(family, index=0) if whole else family]):
             found[replace(one, index="*") if whole else one] = None
     return sorted(found, key=lambda one: one.at(None))  # named positions stay as they were given

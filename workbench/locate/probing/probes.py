@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from workbench import measure
-from workbench.component import Component
+from workbench.component import SINGLE, Component
 from workbench.locate.probing import fit as fitting
 from workbench.locate.probing.examples import Examples, check_classes, examples, read, sites
 from workbench.model import Model
@@ -42,7 +42,8 @@ def probe(model, task: Task, at, method: str = "logistic", *, k: int = 5, label=
     Args:
         task: labelled texts or pairs, or the name of a bundled task.
         at: a component or family with a position ("resid_post.*@-1", "z.*.*@end"), or a list. The neurons of a layer
-            ("neuron.*.*@-1") are one site. Spans are averaged, and so is the whole prompt where no position is given.
+            ("neuron.*.*@-1") are one site, and so are the weights of its experts. Spans are averaged, and so is the whole
+            prompt where no position is given.
         method: "logistic", "difference_of_means" or "sparse" (logistic on the k units of the site that differ most).
         label, types: what the classes and the word types are, see `probing.examples.examples`.
         fit, test, ood: splits, each a name or several. A task without splits has a third of its entities held out.
@@ -210,9 +211,9 @@ def _chosen(model) -> list[int]:
 
 
 def _units(one: Component, units) -> str:
-    """The units that a sparse probe reads: neurons by their address, others by their number within the site."""
-    if one.kind == "neuron" and one.index == "*":
-        return " ".join(f"neuron.{one.layer}.{unit}" for unit in units)
+    """The units that a sparse probe reads: neurons and experts by their address, others by their number within the site."""
+    if one.kind in SINGLE and one.index == "*":
+        return " ".join(f"{one.kind}.{one.layer}.{unit}" for unit in units)
     return " ".join(map(str, units))
 
 

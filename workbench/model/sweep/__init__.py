@@ -5,8 +5,8 @@ are skipped, positions before are read from cached keys and values, and patches 
 batch, also of prompts of different length (they are lined up at their ends). Patches that cannot have an effect (the
 prompts agree up to there, or no attention follows) are not run. What a block writes (z, neurons, features, its output)
 is added to the stream as a difference; queries, keys, values, attention scores and patterns are set inside the block's
-attention, and so is everything when several components change together. Results equal patching with full forward passes
-to float error.
+attention, routers and experts inside its FFN, and so is everything when several components change together. Results equal
+patching with full forward passes to float error.
 """
 
 from workbench.model.sweep.capture import Run, capture, span, stream_at

@@ -8,7 +8,7 @@ import torch
 from transformers import DynamicCache
 
 from workbench.component import Component
-from workbench.model.names import INSIDE, Names
+from workbench.model.names import INSIDE, MIXTURE, Names
 from workbench.model.plan import Prompts
 from workbench.model.run import Model
 
@@ -73,7 +73,7 @@ def capture(model: Model, prompts, found, *, sites=(), noise=None) -> Run:
             features.setdefault(one.name, set()).add(one.index)
             reads = names.saes[one.name].source
             wanted.add(("attn_out" if reads.kind == "resid_mid" else reads.canonical.kind, reads.canonical.layer))
-        elif one.kind in ("z", "neuron", "mlp_out", *INSIDE):
+        elif one.kind in ("z", "neuron", "mlp_out", *INSIDE, *MIXTURE):
             wanted.add(one.site)
         if at.kind in ("resid_mid", "attn_out") or (at.kind == "z" and not names.parallel):
             wanted.add(("attn_out", at.layer))

@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from workbench.component import Component
-from workbench.model.names import INSIDE, Names
+from workbench.model.names import INSIDE, MIXTURE, Names
 from workbench.model.run import Model
 from workbench.model.sweep.capture import Run, read_by, span, stream_at
 from workbench.model.sweep.resume import WRITTEN, resume
@@ -18,6 +18,7 @@ from workbench.model.sweep.resume import WRITTEN, resume
 CALL_COST = 64  # what one more call costs, in tokens of computation: decides how many starts share a batch
 TOKENS_PER_CALL = 4096  # cached ones included
 LOGITS_PER_CALL = 2**27
+ON_THE_WAY = (*INSIDE, *MIXTURE)  # what is set inside its block, which is run again
 
 
 @dataclass
@@ -106,7 +107,7 @@ def _entry(names: Names, one: Component) -> tuple[int, str]:
     """Where the pass is taken up for a component alone: before block `layer`, or between its attention and FFN ("mid")."""
     one = names.saes[one.name].at if one.kind == "feature" else one
     kind, layer = one.kind, one.layer
-    if kind == "resid_pre" or kind in INSIDE:
+    if kind == "resid_pre" or kind in ON_THE_WAY:
         return layer, "pre"
     if kind in ("resid_post", "mlp_out", "neuron") or names.parallel:
         return layer + 1, "pre"
@@ -116,7 +117,7 @@ def _entry(names: Names, one: Component) -> tuple[int, str]:
 def _group(names: Names, parts: list[Component]) -> tuple:
     """(layer, stage, how): how is "stream", the kind whose difference is added, or "set" for what is set on the way."""
     (layer, stage), kind = _entry(names, parts[0]), parts[0].kind
-    if len(parts) == 1 and kind not in INSIDE:
+    if len(parts) == 1 and kind not in ON_THE_WAY:
         return layer, stage, kind if kind in WRITTEN else f"feature {parts[0].name}" if kind == "feature" else "stream"
     return min(_entry(names, one)[0] if one.kind.startswith("resid") else one.layer for one in parts), "pre", "set"
 
@@ -128,7 +129,9 @@ def _needed(names: Names, one: Component, columns: list[int], width: int, live: 
     if depth == (0, "pre") and one.kind == "resid_pre":
         columns = [c for c in columns if c in live]
     elif (
-        depth[0] > last or depth == (last, "mid") or (one.layer == last and one.kind in ("q", "attn_scores", "pattern"))
+        depth[0] > last
+        or depth == (last, "mid")
+        or (one.layer == last and one.kind in ("q", "attn_scores", "pattern", *MIXTURE))
     ):
         columns = [c for c in columns if c == width - 1]  # after the last attention, no other reaches the prediction
     columns = [c for c in columns if c >= min(live)]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from workbench.component import components
+from workbench.component import SINGLE, components
 from workbench.intervention import Add, Affine, Intervention
 from workbench.model.plan import Edits
 from workbench.steer.optimization.learning import Keep, learn
@@ -180,7 +180,7 @@ def _places(model, at):
         ValueError: for components of different widths, neurons and features, which are single numbers.
     """
     places = model.names.expand(components(at))
-    if any(one.kind in ("neuron", "feature", "attn_scores", "pattern") for one in places):
+    if any(one.kind in (*SINGLE, "router", "attn_scores", "pattern") for one in places):
         raise ValueError(
             f"Changes of activations are learnt for vectors, such as 'resid_post.3@-1' or 'z.4.2'; got {places[0]}."
         )

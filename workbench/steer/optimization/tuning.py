@@ -5,7 +5,7 @@ from __future__ import annotations
 from workbench.intervention import Delta, Intervention
 from workbench.recipe import Recipe, flatten
 from workbench.steer.optimization.learning import Keep, LowRank, Masked, train_weights
-from workbench.steer.optimization.masks import matrices, weight_masks
+from workbench.steer.optimization.masks import matrices, random_masks, weight_masks
 from workbench.steer.optimization.rows import Rows, forward
 from workbench.task import Task
 
@@ -17,7 +17,7 @@ def finetune(model, task, at, *, keep=("background",), keep_weight: float = 1.0,
 
     The loss is -log p of the answers + keep_weight * KL from the untouched model on what is to stay. Gradients, Adam's
     moments and decay are masked, so that weights outside the mask keep every bit. Compare with `random_masks` of the same
-    size, with `lora`, and with at="all".
+    size, with `lora`, and with at="all"; `improve.evaluate` does the first and the last by itself.
 
     Args:
         task: pairs (answers, or whole completions where rows have them), or texts; trained on rows of split "fit", chosen
@@ -32,16 +32,23 @@ def finetune(model, task, at, *, keep=("background",), keep_weight: float = 1.0,
             result. With a persona vector this is preventative steering: what the vector already says need not be learnt.
             What is to stay is held without it.
     Returns:
-        Delta of the best check; `history` is a table of all checks.
+        Delta of the best check; `history` is a table of all checks, `controls` the same tuning of other weights, to be
+        called by name: "random mask" (`random_masks`) and "full tuning" (all weights). Neither is saved with it.
     Raises:
         ValueError: when no check is within the budget; for components without weights; for a change of weights `during`.
     Source:
         Masked gradients as in Chen et al. 2024 ("Finding safety neurons" and "From yes-men to truth-tellers", pinpoint
         tuning); `during` as in Chen et al. 2025, "Persona vectors", section 5.2.
     """
+    settings = {"budget": budget, "steps": steps, "lr": lr, "decay": decay, "every": every, "patience": patience,
+                "enough": enough, "progress": progress}  # fmt: skip
+    how = {"keep": keep, "keep_weight": keep_weight, "batch": batch, "during": during, "seed": seed, **settings}
     change = Masked(model, weight_masks(model, at))
-    return _train(model, task, change, keep, keep_weight, seed, batch, during, budget=budget, steps=steps, lr=lr, decay=decay,
-                  every=every, patience=patience, enough=enough, what="fine-tuning", progress=progress)  # fmt: skip
+    made = _train(model, task, change, keep, keep_weight, seed, batch, during, what="fine-tuning", **settings)
+    others = {"random mask": lambda: finetune(model, task, random_masks(model, at, seed), **how),
+              "full tuning": lambda: finetune(model, task, "all", **how)}  # fmt: skip
+    object.__setattr__(made, "controls", {} if at == "all" else others)
+    return made
 
 
 def lora(model, task, at=("attn_out.*", "mlp_out.*"), *, rank: int = 4, alpha: float | None = None, keep=("background",),
@@ -50,21 +57,27 @@ def lora(model, task, at=("attn_out.*", "mlp_out.*"), *, rank: int = 4, alpha: f
     """Which change of low rank brings this behaviour? W + (alpha / rank) B A for each matrix of these blocks.
 
     Written out here rather than through `peft`, which puts modules of its own into the model: the model is not changed.
+    `wb.Recipe([delta]).to_peft(model, folder)` writes the result as an adapter for peft.
 
     Args:
         at: whole blocks, such as "mlp_out.3" or "attn_out.*"; all by default.
         rank, alpha: alpha is twice the rank by default.
         The rest as for `finetune`.
     Returns:
-        Delta, every difference as two factors; `history` is a table of all checks.
+        Delta, every difference as two factors; `history` is a table of all checks, `controls` has "full tuning" (`finetune`
+        of all weights, with the same settings), for `improve.evaluate`.
     Source:
         Hu et al. 2022, "LoRA", with its beginning (B = 0, A uniform).
     """
     if rank < 1:
         raise ValueError(f"rank={rank}: give a rank of at least 1.")
+    settings = {"budget": budget, "steps": steps, "lr": lr, "decay": decay, "every": every, "patience": patience,
+                "enough": enough, "progress": progress}  # fmt: skip
+    how = {"keep": keep, "keep_weight": keep_weight, "batch": batch, "seed": seed, **settings}
     change = LowRank(model, matrices(model, at), rank, 2.0 * rank if alpha is None else alpha, seed)
-    return _train(model, task, change, keep, keep_weight, seed, batch, budget=budget, steps=steps, lr=lr, decay=decay,
-                  every=every, patience=patience, enough=enough, what="LoRA", progress=progress)  # fmt: skip
+    made = _train(model, task, change, keep, keep_weight, seed, batch, what="LoRA", **settings)
+    object.__setattr__(made, "controls", {"full tuning": lambda: finetune(model, task, "all", **how)})
+    return made
 
 
 def _train(model, task, change, keep, keep_weight, seed, batch, during=(), **settings) -> Delta:
