@@ -41,14 +41,16 @@ def notebook(folder, name="01_a.ipynb"):
     cell = nbformat.v4.new_code_cell
     cells = [nbformat.v4.new_markdown_cell("# ?"), cell("x = ...", metadata={"tags": ["exercise"]}, execution_count=1),
              cell("x = 2", metadata={"tags": ["solution"]}), cell("print(x)", outputs=[nbformat.v4.new_output("stream", text="2")])]  # fmt: skip
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / name)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"widgets": {"state": "the solution"}}), folder / name)
 
 
 def test_student_copies_have_no_solutions(tmp_path, capsys):
     notebook(tmp_path)
     main([str(tmp_path), str(tmp_path / "class" / "one")])
     assert "1 notebooks" in capsys.readouterr().out
-    cells = nbformat.read(tmp_path / "class" / "one" / "01_a.ipynb", 4).cells
+    made = nbformat.read(tmp_path / "class" / "one" / "01_a.ipynb", 4)
+    cells = made.cells
+    assert "widgets" not in made.metadata
     assert [cell.source for cell in cells] == ["# ?", "x = ...", "print(x)"]
     assert all(cell.outputs == [] and cell.execution_count is None for cell in cells[1:])
 
@@ -67,3 +69,13 @@ def test_student_copies_never_overwrite_answers(tmp_path):
         main([str(tmp_path / "out2"), "x"])
     with pytest.raises(SystemExit, match="Usage"):
         main([])
+    (tmp_path / "more").mkdir()
+    notebook(tmp_path / "more", "02_b.ipynb")
+    with pytest.raises(ValueError, match="Two notebooks are called 02_b"):
+        teach.student_copies([tmp_path, tmp_path / "more"], tmp_path / "out3")
+    (tmp_path / "more" / "03_c.ipynb").write_text("{")
+    with pytest.raises(SystemExit, match="03_c.ipynb is no notebook"):
+        main([str(tmp_path / "more"), str(tmp_path / "out3")])
+    with pytest.raises(FileExistsError, match="is a file"):
+        teach.student_copies(tmp_path / "01_a.ipynb", tmp_path / "02_b.ipynb")
+    assert not (tmp_path / "out3").exists()

@@ -34,6 +34,7 @@ class Intervention:
     phase: str | None = None
     gate: Gate | None = None
     tensors: ClassVar[tuple[str, ...]] = ()
+    grows: ClassVar[bool] = False  # whether it can change attention whose keys become more with every generated token
 
     def __post_init__(self) -> None:
         at = components(self.at)
@@ -78,6 +79,10 @@ class Intervention:
 
     def on(self, prompts) -> Intervention:
         """The same change, knowing the prompts of the batch that it is about to meet."""
+        return self
+
+    def after(self, step: int) -> Intervention:
+        """The same change, knowing how many tokens were generated before this pass."""
         return self
 
     def gated(self, gate: Gate | None) -> Intervention:
@@ -363,6 +368,10 @@ class Delta(Intervention):
             if side in ("left", "right") and not {f"{stem}.left", f"{stem}.right"} <= set(kept):
                 raise ValueError(f"Delta: {name} is one factor of two; give {stem}.left and {stem}.right.")
         object.__setattr__(self, "weights", kept)
+
+    def __getstate__(self) -> dict:
+        """Everything but the tuning controls, which hold a model."""
+        return {name: value for name, value in self.__dict__.items() if name != "controls"}
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -86,7 +86,8 @@ class Report:
         helps: the accuracy on the target rises, its interval clear of zero. narrows the gap (in its place, with aim="even"):
         the mean |logit difference| falls, its interval clear of zero. beats controls: and it is better than every control,
         its interval clear of zero (full tuning is named beside them, and need not be beaten). keeps mass: where odds are made
-        even, answer and foil together lose no more probability than the tolerance, for a mere flattening narrows every gap.
+        even, answer and foil together lose no more probability than the tolerance or, where they have little, a tenth of it:
+        a mere flattening narrows every gap.
         keeps accuracy: by Clopper-Pearson, the share of prompts that were right and no longer are is within the tolerance.
         keeps margin: the interval of the logit difference's change is within its share of the margin. keeps probability: the
         interval of its change is within the tolerance on both sides. keeps loss: the interval of the loss is within its
@@ -112,7 +113,12 @@ class Report:
         broken = checks[(checks.role == "guard") & (checks.holds == "no")]
         open_ = checks[(checks.role == "guard") & (checks.holds == "unclear") & ~checks.task.isin(broken.task)]
         said = "; ".join(f"{row.claim} on {row.task} ({row.split}): {row.holds}" for _, row in failed.iterrows())
-        first = [f"NOT shown to help: {said}." if said else f"It {self.aim.claim}, beyond every control."]
+        beyond = (
+            "beyond every control"
+            if (checks.claim == "beats controls").any()
+            else "and no control was drawn to compare with"
+        )
+        first = [f"NOT shown to help: {said}." if said else f"It {self.aim.claim}, {beyond}."]
         harm = {what: list(dict.fromkeys(broken[broken.claim == f"keeps {what}"].task))
                 for what in ("accuracy", "margin", "probability", "loss")}  # fmt: skip
         harm["margin"] = [task for task in harm["margin"] if task not in harm["accuracy"]]
@@ -200,15 +206,21 @@ def _check(report: Report, row) -> list[tuple]:
     if row.role == "target":
         found = []
         if row.metric == aim.metric:
-            found.append((aim.claim, *place, _sign(*_better(row, aim)), f"{aim.said}{moved}{_relative(row)}"))
+            full = report.against[(report.against.split == row.split) & (report.against.metric == row.metric)]
+            full = full[full.control == FULL].control_after
+            beside = "".join(f"; {FULL} {after:.2f}" for after in full)
+            found.append((aim.claim, *place, _sign(*_better(row, aim)), f"{aim.said}{moved}{_relative(row)}{beside}"))
             found += _beaten(report, row, place)
         if row.metric == aim.moved:
             right = "yes" if aim.better * row.change > 0 else "no"
             found.append(("moves the right way", *place, right, f"{row.wrong_way:.0%} of prompts moved the wrong way"))
         if row.metric == "mass":
-            allowed = tolerances["probability"]
+            allowed = min(
+                tolerances["probability"], 0.1 * row.before
+            )  # a small mass can be lost whole within any tolerance
             holds = "yes" if row.ci_lo >= -allowed else "no" if row.change < -allowed and row.ci_hi < 0 else "unclear"
-            found.append(("keeps mass", *place, holds, f"answer or foil {moved}"))
+            said = f"answer or foil {row.before:.3f} -> {row.after:.3f}, {_change(row, 3)}"
+            found.append(("keeps mass", *place, holds, said))
         return found
     if row.metric == "prob":
         allowed = tolerances["probability"]
@@ -247,17 +259,15 @@ def _each(report: Report, row) -> pd.DataFrame:
 
 def _beaten(report: Report, row, place: tuple) -> list[tuple]:
     """The claim against the controls, by what decides on the target; full tuning is named beside them."""
-    aim, against = report.aim, report.against
-    against = against[(against.split == row.split) & (against.metric == row.metric)]
-    beaten, full = against[against.control != FULL], against[against.control == FULL]
-    beside = "".join(f"; {FULL} {one.control_after:.2f}" for _, one in full.iterrows())
+    aim, against = report.aim, report.against[report.against.control != FULL]
+    beaten = against[(against.split == row.split) & (against.metric == row.metric)]
     if beaten.empty:
         return []
     best = beaten.loc[(aim.better * beaten.difference).idxmin()]
     clear = _sign(*(side.min() for side in _better(beaten, aim)))
     word = "clear of every control" if clear == "yes" else "NOT clear of its controls"
     word = "too few prompts for an interval" if beaten.ci_lo.isna().any() else word
-    said = f"best control {best.control_after:.2f} ({best.control}), {word}{beside}"
+    said = f"best control {best.control_after:.2f} ({best.control}), {word}"
     return [("beats controls", *place, clear, said)]
 
 

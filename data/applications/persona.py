@@ -2,6 +2,8 @@
 
 A persona is three words of a reply (opener, middle, last): "style" is that all three are there, "content" that the rest is word
 for word the plain reply. Tuning one head counts against the same tuning of a random head.
+Which claim is the headline was decided after all figures were known; layer and strength of the vector that is on while
+tuning, and the tuning's rows, rate and steps, were found with test and ood in sight.
 """
 
 from dataclasses import replace

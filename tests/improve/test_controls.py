@@ -1,5 +1,6 @@
 """Random controls do as much as the recipe, elsewhere or in another direction."""
 
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -52,6 +53,17 @@ def test_an_affine_control_moves_as_far_in_another_direction(trained, target):
         torch.linalg.matrix_norm(one.matrix.reshape(len(x[0]), -1) - torch.eye(len(x[0]))) for one in (own, other)
     ]
     assert torch.allclose(*shares, rtol=1e-3)
+
+
+def test_families_have_the_control_of_their_members(trained, target):
+    matrix, bias = torch.randn(8, 8, generator=torch.Generator().manual_seed(0)), torch.ones(8)
+    family, members = (drawn(trained, wb.Affine(at, matrix, bias), target, "random direction")
+                       for at in ("z.1.*@-1", [f"z.1.{i}@-1" for i in range(4)]))  # fmt: skip
+    assert family == members and len(family.at) == 4
+    both = wb.Affine(["z.1.*@-1", "z.0.2@-1"], torch.stack([matrix, 2 * matrix]), bias)
+    assert len(drawn(trained, both, target, "random direction").at) == 5
+    mixed = wb.Mean(["z.1.*@-1", "z.0.2@-1"], torch.zeros(8))
+    assert not random_controls(trained, wb.Recipe([mixed]), target, 3, 2, 0)
 
 
 def test_values_that_belong_to_one_place_have_no_control_and_the_report_says_nothing_about_it(trained, target):
@@ -155,3 +167,37 @@ def test_all_weights_have_no_control_and_lora_has_full_tuning(trained, lesson):
     assert optimization.finetune(trained, lesson, "all", **HOW).controls == {}
     low = optimization.lora(trained, lesson, "mlp_out.2", rank=1, **HOW)
     assert low.controls["full tuning"]() == optimization.finetune(trained, lesson, "all", **HOW)
+
+
+def test_two_tunings_in_one_recipe_have_no_control_of_their_own(trained, lesson, tuned):
+    """All weights tuned twice are added up; a random part beside half of what is tested is no control."""
+    from workbench.improve.controls import tuning_controls
+
+    found, missing = tuning_controls(
+        wb.Recipe([tuned, 2 * optimization.finetune(trained, lesson, "z.2.3", **HOW), tuned])
+    )
+    assert found == {} and set(missing) == {"random mask", "full tuning"} and "controls=" in missing["full tuning"]
+
+
+def test_a_tuning_that_needs_more_memory_than_there_is_is_said(trained, lesson, tuned):
+    own = wb.Delta(weights=tuned.weights)
+
+    def too_large():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    object.__setattr__(own, "controls", {"full tuning": too_large})
+    verdict = wb.improve.evaluate(trained, own, lesson, draws=1).verdict
+    assert "missing: CUDA out of memory (retrain=False" in verdict
+
+
+def test_without_random_draws_the_verdict_says_that_nothing_was_beaten(trained, lesson, tuned):
+    own = wb.Delta(weights=tuned.weights)
+    object.__setattr__(own, "controls", {"full tuning": lambda: own})
+    report = wb.improve.evaluate(trained, own, lesson, draws=0)
+    assert "no control was drawn" in report.verdict or "NOT shown" in report.verdict
+    assert "full tuning" in report.verdict and "beyond every control" not in report.verdict
+
+
+def test_a_tuned_change_can_be_copied_and_pickled(tuned):
+    again = pickle.loads(pickle.dumps(tuned))
+    assert again == tuned and not hasattr(again, "controls") and again.history.equals(tuned.history)

@@ -236,7 +236,6 @@ def uneven():
             "corrupted": row["clean"],
             "answer": "w7",
             "foil": "w6",
-            "entity": f"{i}, turned",
         }
         rows += [row, row | back]
     return wb.Task(rows, "uneven")
@@ -305,6 +304,25 @@ def test_dividing_all_logits_is_caught(trained, uneven):
     assert set(checks(found, "keeps mass").values()) == {"no"} and not found.accepted
     assert found.row(metric="mass")["after"] < 0.5 * found.row(metric="mass")["before"]
     assert "NOT shown to help: keeps mass on uneven" in found.verdict and "sure (in probability)" in found.verdict
+
+
+def test_a_small_mass_that_is_lost_is_caught(trained):
+    """Where answer and foil have a hundredth of the probability, both can be lost within an absolute tolerance."""
+    rare = wb.Task([row | {"answer": "w30", "foil": "w31", "spans": {}} for row in copying(24)], "rare")
+    toward = trained.activations(rare.column("clean"), "ln_final@-1").mean(0).flatten()
+    away = torch.zeros_like(trained.hf.lm_head.weight)
+    away[30] = away[31] = -6 * toward / toward.square().sum()  # six nats less for both
+    found = wb.improve.evaluate(trained, wb.Delta(weights={"lm_head.weight": away}), rare, aim="even", draws=0)
+    row = found.row(metric="mass", split="all")
+    assert row["before"] < 0.02 and row["after"] < 0.1 * row["before"]
+    assert checks(found, "keeps mass") == {"all": "no"} and not found.accepted
+
+
+def test_words_of_the_prompt_are_read_before_anything_runs(trained, uneven, evener):
+    change = wb.Delta(weights={"lm_head.weight": torch.ones_like(trained.hf.lm_head.weight)})
+    object.__setattr__(change, "controls", {"full tuning": lambda: pytest.fail("trained")})
+    with pytest.raises(ValueError, match="vocabulary"):
+        wb.improve.evaluate(trained, change, uneven, prompt="please be fair")
 
 
 def test_a_bias_turned_round_is_caught(trained, uneven):

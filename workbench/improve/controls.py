@@ -50,16 +50,19 @@ def tuning_controls(recipe: Recipe, given=()) -> tuple[dict[str, Recipe], dict[s
     Args:
         given: names that are there already; these are not trained again.
     Returns:
-        Label -> recipe, and label -> why, for a tuning that did not succeed.
+        Label -> recipe, and label -> why, for a tuning that did not succeed, or several in one recipe.
     """
-    names = {name: None for one in recipe for name in getattr(one, "controls", ()) if name not in given}
+    tuned = [one for one in recipe if getattr(one, "controls", None)]
+    names = dict.fromkeys(name for one in tuned for name in one.controls if name not in given)
+    if len(tuned) > 1:  # all weights tuned twice, or half of what is tested beside a random half, would be no control
+        why = f"{len(tuned)} changes of this recipe were tuned; tune them elsewhere together and give that as controls="
+        return {}, dict.fromkeys(names, why)
     found, missing = {}, {}
     for name in names:
         try:
-            made = [one.controls[name]() if name in getattr(one, "controls", ()) else one for one in recipe]
-            found[name] = Recipe(tuple(made))
-        except ValueError as error:
-            missing[name] = str(error)
+            found[name] = Recipe(tuple(one.controls[name]() if one is tuned[0] else one for one in recipe))
+        except (ValueError, MemoryError, torch.OutOfMemoryError) as error:
+            missing[name] = f"{error} (retrain=False leaves tuning controls out)"
     return found, missing
 
 
@@ -88,14 +91,16 @@ def _turned(one: Affine, means: _Means, rng) -> Affine:
     """x + M x + b with its effect on the target's mean m, and on what differs from it, turned by a random rotation Q:
     x + Q (M Q' (x - m) + M m + b)."""
     matrices, biases = [], []
-    for i, m in enumerate(means.at(one.at).double()):
+    which = [(i, place) for i, family in enumerate(one.at) for place in means.model.names.expand([family])]
+    places = tuple(place for _, place in which)
+    for (i, _), m in zip(which, means.at(places).double(), strict=True):
         change = (one.matrix if one.matrix.dim() == 2 else one.matrix[i]).cpu().double() - torch.eye(len(m)).double()
         shift = change @ m + (one.bias if one.bias.dim() == 1 else one.bias[i]).cpu().double()
         turn = torch.linalg.qr(torch.as_tensor(rng.standard_normal((len(m), len(m))))).Q
         around = turn @ change @ turn.T
         matrices.append(torch.eye(len(m)) + around.to(one.matrix.dtype))
         biases.append((turn @ shift - around @ m).to(one.bias.dtype))
-    return replace(one, matrix=torch.stack(matrices), bias=torch.stack(biases))
+    return replace(one, at=places, matrix=torch.stack(matrices), bias=torch.stack(biases))
 
 
 def _like(old: torch.Tensor, rng) -> torch.Tensor:
@@ -140,6 +145,8 @@ def _components(model, recipe: Recipe, rng, shortest: int, means: _Means) -> Rec
 def _others(model, one: Intervention, at: Component, shortest: int) -> list[Component]:
     """Where else the same change could be made."""
     if type(one) is Replace or (isinstance(one, Mean) and at.kind in STREAM):  # its values belong to this place
+        return []
+    if isinstance(one, Mean) and any(place.is_family for place in one.at):  # one value for places that stay
         return []
     if at.kind in STREAM:  # positions that every prompt has, counted from the end
         return [at.at(p) for p in range(-shortest, 0)] if at.position is not None else []

@@ -44,7 +44,8 @@ def evaluate(model, recipe, target, guards=(), *, aim: str = "answer", still=(),
         target: a task of pairs, or the name of a bundled one; guards: tasks of pairs or plain texts, or names.
         aim: "answer": the answer should become the most probable token. "even": answer and foil should become equally
             likely; smaller is better for the gap, |logit difference|. Only clean prompts are measured: for odds that lean
-            either way, give every pair both ways round, for evening out one side alone may be a push of all to the other.
+            either way, give every pair both ways round (under one `entity`, for they are no independent evidence), for
+            evening out one side alone may be a push of all to the other.
         still: tasks of pairs, or names, in which the answer's probability should move neither up nor down. Rows whose
             answers are each other's foils would hide a push from one to the other.
         splits: evaluated apart; a task that has none of them is evaluated whole, as split "all".
@@ -59,10 +60,11 @@ def evaluate(model, recipe, target, guards=(), *, aim: str = "answer", still=(),
         Report; `report.checks` has the claims and whether they hold, `report.verdict` says them in words.
     Raises:
         ValueError: for an unknown aim, a target or still task that is no task of pairs, two tasks of one name, or a recipe
-            that cannot act on a task's prompts (a span they do not have); nothing has run then.
+            that cannot act on a task's prompts (a span they do not have), words of `prompt` that the model cannot read; nothing
+            has run then.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe([recipe])
-    if aim not in AIMS:
+    if not isinstance(aim, str) or aim not in AIMS:
         raise ValueError(f"aim={aim!r} is unknown; choose {', '.join(map(repr, AIMS))}.")
     guards, still = ([one] if isinstance(one, (str, Task)) else list(one) for one in (guards, still))
     target, *guards = (Task.of(one) for one in (target, *guards))
@@ -83,6 +85,8 @@ def evaluate(model, recipe, target, guards=(), *, aim: str = "answer", still=(),
     given = {name: one if isinstance(one, Recipe) else Recipe([one]) for name, one in (controls or {}).items()}
     for name, one in {"the recipe": recipe, **given}.items():
         _refuse_misfits(model, name, one, parts)
+    for _, part in parts[target.name] if prompt else ():
+        _asked(part, prompt).on(model)  # words that the model cannot read are refused before anything runs
     shortest = min(min(_prompts(model, part).lengths) for found in parts.values() for _, part in found)
     random = random_controls(model, recipe, parts[target.name][0][1], shortest, draws, seed, AIMS[aim])
     tuned, missing = tuning_controls(recipe, given) if retrain else ({}, {})

@@ -43,6 +43,6 @@ def _echo(answer) -> str:
     if hasattr(answer, "item") and getattr(answer, "size", 0) == 1:
         answer = answer.item()
     if isinstance(answer, float):
-        return f": {answer:.3g}" if abs(answer) >= 1e-3 else ": about 0"  # what rounding leaves differs by machine
+        return f": {answer:.3g}" if not abs(answer) < 1e-3 else ": about 0"  # what rounding leaves differs by machine
     said = str(answer) if isinstance(answer, (bool, int, str)) or hasattr(answer, "canonical") else ""
     return f": {said}" if 0 < len(said) <= 30 else ""

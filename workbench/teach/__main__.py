@@ -2,4 +2,5 @@
 
 from workbench.teach.copies import main
 
-main()
+if __name__ == "__main__":
+    main()
