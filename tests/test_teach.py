@@ -74,7 +74,7 @@ def test_student_copies_never_overwrite_answers(tmp_path):
     with pytest.raises(ValueError, match="Two notebooks are called 02_b"):
         teach.student_copies([tmp_path, tmp_path / "more"], tmp_path / "out3")
     (tmp_path / "more" / "03_c.ipynb").write_text("{")
-    with pytest.raises(SystemExit, match="03_c.ipynb is no notebook"):
+    with pytest.raises(SystemExit, match=r"03_c\.ipynb is no notebook"):
         main([str(tmp_path / "more"), str(tmp_path / "out3")])
     with pytest.raises(FileExistsError, match="is a file"):
         teach.student_copies(tmp_path / "01_a.ipynb", tmp_path / "02_b.ipynb")

@@ -6,14 +6,14 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from tiny import build, copying, tokenizer
+from tiny import MIXTURES, build, copying, tokenizer
 from torch import nn
 
 import workbench as wb
 from workbench.improve import plant
 from workbench.locate import causal, gradient, magnitude
 from workbench.locate.causal.null import partners
-from workbench.locate.gradient import attribution
+from workbench.locate.gradient import attribution, passes
 from workbench.locate.gradient.passes import run
 from workbench.locate.gradient.rules import relevance_rules
 from workbench.model.plan import Prompts
@@ -184,7 +184,7 @@ def test_a_bar_counts_prompts_and_can_be_left_out(trained, method, monkeypatch):
 
     monkeypatch.setenv("WORKBENCH_STRICT", "0")
     monkeypatch.setattr(attribution, "bar", watched)
-    monkeypatch.setattr(attribution, "tokens_per_pass", lambda names: 40)  # several batches
+    monkeypatch.setattr(attribution, "tokens_per_pass", lambda names, sites: 40)  # several batches
     first, second = method(trained, task(9), "z"), method(trained, task(9), "z", progress=False)
     assert shown == [(9, True, False), (9, False, True)] and np.array_equal(first.values, second.values)
     assert sum(seen) == 18 and len(seen) > 2
@@ -239,6 +239,51 @@ def test_relevance_is_refused_where_it_does_not_flow(llama, word_pairs):
         RELP(llama, word_pairs, ["q", "k"])
     with pytest.raises(ValueError, match="fuses experts"):
         RELP(wb.load(build("mixtral"), tokenizer=tokenizer()), word_pairs, "z")
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "qwen2_moe"])
+def test_families_of_experts_where_the_first_layer_has_none(name, word_pairs, monkeypatch):
+    monkeypatch.setitem(MIXTURES, "qwen2_moe", MIXTURES["qwen2_moe"] | {"mlp_only_layers": [0]})
+    model = wb.load(build(name), tokenizer=tokenizer())
+    some = told_apart(model, word_pairs)
+    scores = ATP(model, some, ["expert.*.*", "router.*@-1"], null=False)
+    members = [*(f"expert.{layer}.{i}" for layer in (1, 2) for i in range(4)), "router.1@-1", "router.2@-1"]
+    assert sorted(map(str, scores.components)) == sorted(members)
+    each = ATP(model, some, members, null=False)
+    assert np.allclose(scores.values, [each[one] for one in scores.components], atol=1e-6) and scores.values.any()
+    for at in ("expert.*.*", "router.*"):
+        with pytest.raises(ValueError, match="fuses experts"):
+            RELP(model, some, at)
+
+
+def test_a_pass_counts_the_experts_that_run_for_their_slopes(word_pairs, monkeypatch):
+    """With slopes at their weights all experts run on every token; what is kept for the way back stays within the limit."""
+    monkeypatch.setitem(MIXTURES, "qwen3_moe", MIXTURES["qwen3_moe"] | {"num_experts": 64})
+    model = wb.load(build("qwen3_moe"), tokenizer=tokenizer())
+    some, own = told_apart(model, word_pairs), {one.data_ptr() for one in model.hf.parameters()}
+    monkeypatch.setattr(passes, "ACTIVATIONS_PER_PASS", 2**21)
+    most, run = [], attribution.run
+
+    def counted(*args, **kwargs):
+        storages = {}  # by address, held so that none is used twice
+
+        def pack(x):
+            if x.untyped_storage().data_ptr() not in own:
+                storages[x.untyped_storage().data_ptr()] = x.untyped_storage()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            found = run(*args, **kwargs)
+        most.append(sum(one.nbytes() for one in storages.values()) / 4)
+        return found
+
+    monkeypatch.setattr(attribution, "run", counted)
+    kept = {}
+    for at in ("mlp_out.*", "expert.*.*"):
+        most.clear()
+        ATP(model, some, at, positions="all", null=False, progress=False)
+        kept[at] = max(most)
+        assert 2**17 < kept[at] < 2**21
 
 
 def test_a_saturated_head_is_found_by_the_qk_fix(course):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from test_magnitude import labelled, model_of, random_texts
-from tiny import build, copying, tokenizer
+from tiny import MIXTURES, build, copying, tokenizer
 
 import workbench as wb
 from workbench.locate import magnitude
@@ -164,6 +164,21 @@ def test_expert_use(llama):
     assert not torch.allclose(model.logits(texts[0]["text"], off), model.logits(texts[0]["text"]), atol=1e-3)
     with pytest.raises(ValueError, match="no mixture of experts"):
         magnitude.expert_use(llama, texts and wb.Task(texts))
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_expert_use_is_what_the_experts_are_given(name, monkeypatch):
+    """In every family: also where groups of experts choose first, and where experts themselves are not offered."""
+    if name == "deepseek_v3":
+        monkeypatch.setitem(MIXTURES, name, MIXTURES[name] | {"n_group": 2})
+    model, texts = wb.load(build(name), tokenizer=tokenizer()), random_texts(5)
+    scores = magnitude.expert_use(model, wb.Task(texts))
+    for one in scores.components:
+        weights = [model.activations([row["text"]], one)[0] for row in texts]
+        by_hand = [(x != 0).float().mean().item() / 2 for x in weights]
+        np.testing.assert_allclose(scores.per_prompt[scores._index(one)], by_hand, atol=1e-6)
+    model.names.refused["expert"] = "expert: they write something without weight."
+    assert np.array_equal(magnitude.expert_use(model, wb.Task(texts)).values, scores.values)
 
 
 def test_a_contrast_of_experts_compares_their_weights(trained_mixture):

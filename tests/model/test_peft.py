@@ -28,6 +28,8 @@ ADAPTERS = {
     "gemma3_text": {"target_modules": ["o_proj", "embed_tokens", "lm_head"], "rank_pattern": {"lm_head": 5}},
 }  # fmt: skip
 
+TIED = ("gpt2", "gemma2", "gemma3_text")
+
 
 def fresh(architecture: str):
     return wb.load(build(architecture), tokenizer=tokenizer())
@@ -82,7 +84,9 @@ def test_an_adapter_of_peft_is_a_recipe_and_back(architecture, tmp_path):
     assert recipe.notes["peft"]["r"] == 3
     recipe.save(tmp_path / "recipe")
     assert wb.Recipe.load(tmp_path / "recipe") == recipe
-    recipe.to_peft(model, tmp_path / "ours")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore" if architecture in TIED else "error", UserWarning)
+        recipe.to_peft(model, tmp_path / "ours")
     again = quietly(peft.PeftModel.from_pretrained, build(architecture), tmp_path / "ours")
     assert close(logits(again, model), expected)
     written = json.loads((tmp_path / "ours" / "adapter_config.json").read_text())
@@ -117,14 +121,16 @@ def test_our_lora_and_whole_differences_become_an_adapter(trained, tmp_path):
 
 @pytest.mark.parametrize("architecture", ["gpt2", "gemma3_text"])
 def test_a_tied_weight_changes_on_both_sides(architecture, tmp_path):
-    """One name of it in the recipe is both: an adapter needs a pair of factors for each."""
+    """One name of it in the recipe is both: an adapter needs a pair of factors for each, and no merging."""
     model = fresh(architecture)
     name = next(name for name, one in model.hf.named_parameters() if one is model.hf.get_input_embeddings().weight)
     delta = wb.Delta(weights={f"{name}.left": numbers(64, 2), f"{name}.right": numbers(2, 32)})
-    wb.Recipe([delta]).to_peft(model, tmp_path / "x")
+    with pytest.warns(UserWarning, match=rf"{name}.*tied.*Do not merge.*bake"):
+        wb.Recipe([delta]).to_peft(model, tmp_path / "x")
     theirs = quietly(peft.PeftModel.from_pretrained, build(architecture), tmp_path / "x")
     assert close(logits(theirs, model), ours(model, delta))
     assert close(ours(model, wb.Recipe.from_peft(model, tmp_path / "x")), ours(model, delta))
+    assert not close(logits(theirs.merge_and_unload(), model), ours(model, delta), 0.1)  # both pairs in one tensor
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
@@ -199,6 +205,20 @@ def test_what_is_no_plain_lora_is_refused(tmp_path):
         save_file({k: v for k, v in (tensors | changed).items() if v is not None}, good / "adapter_model.safetensors")
         with pytest.raises(ValueError, match=said):
             wb.Recipe.from_peft(model, good)
+    (good / "adapter_model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors is damaged"):
+        wb.Recipe.from_peft(model, good)
+    save_file(tensors | {one: tensors[one][:0] if "lora_A" in one else tensors[one][:, :0] for one in tensors},
+              good / "adapter_model.safetensors")  # fmt: skip
+    with pytest.raises(ValueError, match=r"lora_A \[0, 32\]"):  # of rank 0
+        wb.Recipe.from_peft(model, good)
+    save_file(tensors, good / "adapter_model.safetensors")
+    plain = json.loads((good / "adapter_config.json").read_text())
+    for changed in ({"lora_alpha": None}, {"lora_alpha": [8]}, {"alpha_pattern": {"(": 3}}, {"alpha_pattern": 3},
+                    {"alpha_pattern": {"q_proj": "much"}}):  # fmt: skip
+        (good / "adapter_config.json").write_text(json.dumps(plain | changed))
+        with pytest.raises(ValueError, match=r"lora_alpha and alpha_pattern(.|\n)*merge_and_unload"):
+            wb.Recipe.from_peft(model, good)
     (good / "adapter_config.json").write_text("{")
     with pytest.raises(ValueError, match="is no JSON"):
         wb.Recipe.from_peft(model, good)
@@ -220,8 +240,18 @@ def test_what_no_adapter_can_hold_is_refused(llama, tmp_path, monkeypatch):
     ):  # fmt: skip
         with pytest.raises(ValueError, match=said):
             made.to_peft(llama, tmp_path / "x")
-    with pytest.raises(ValueError, match="at least 1"):
-        wb.Recipe([low]).to_peft(llama, tmp_path / "x", rank=0)
+    for rank in (0, -1, 2.5, "2", True):
+        with pytest.raises(ValueError, match=f"rank={rank!r}: give a whole number from 1"):
+            wb.Recipe([low]).to_peft(llama, tmp_path / "x", rank=rank)
+    for tolerance in (float("nan"), 1.0, 2.0, -1, "1e-3", None):
+        with pytest.raises(ValueError, match=f"tolerance={tolerance!r}: give a share from 0 to below 1"):
+            wb.Recipe([low]).to_peft(llama, tmp_path / "x", tolerance=tolerance)
+    opt = fresh("opt")
+    table = "model.decoder.embed_positions.weight"  # an Embedding that is called in a way of its own
+    left = numbers(len(opt.hf.get_parameter(table)), 1)
+    learned = wb.Delta(weights={f"{table}.left": left, f"{table}.right": numbers(1, 32)})
+    with pytest.raises(ValueError, match=f"{table}: LoRA changes"):
+        wb.Recipe([learned]).to_peft(opt, tmp_path / "x")
     assert not list(tmp_path.iterdir())
     # what a lower rank loses is the norm of the singular values left out, and the adapter is then the nearest one
     sizes = torch.linalg.svdvals(low.difference(name).double())

@@ -4,7 +4,8 @@ import pytest
 import torch
 from test_edit import close, state, unchanged
 from tiny import MIXTURES, build, tokenizer
-from transformers.models.mixtral.modeling_mixtral import MixtralExperts
+from torch.nn import functional as F
+from transformers.models.mixtral.modeling_mixtral import MixtralExperts, MixtralTopKRouter
 
 import workbench as wb
 from workbench.model import Prompts
@@ -206,11 +207,26 @@ class Also(MixtralExperts):
         return super().forward(hidden_states, top_k_index, top_k_weights) + 1
 
 
+class Turned(MixtralTopKRouter):
+    def forward(self, hidden_states):
+        logits = F.linear(hidden_states.reshape(-1, self.hidden_dim), self.weight)
+        return logits, *(-logits).softmax(-1).topk(self.top_k)
+
+
+def test_a_router_that_chooses_otherwise_in_one_layer_is_refused():
+    hf = build("mixtral")
+    hf.model.layers[2].mlp.gate.__class__ = Turned
+    model = wb.load(hf, tokenizer=tokenizer())
+    with pytest.raises(ValueError, match="its logits do not choose the experts"):
+        model.activations("w5 w6", "router.1")
+    assert model.activations("w5 w6", "expert.2.1").shape == (1, 2)
+
+
 @pytest.mark.parametrize("kind, said", [(Differently, "keeps its experts in a form of its own"),
                                         (Also, "experts without weight write something")])  # fmt: skip
 def test_experts_of_another_kind_are_refused(kind, said):
     hf = build("mixtral")
-    for block in hf.model.layers:
+    for block in hf.model.layers if kind is Differently else hf.model.layers[-1:]:  # the last one's are enough
         block.mlp.experts.__class__ = kind
     model = wb.load(hf, tokenizer=tokenizer())
     with pytest.raises(ValueError, match=said):

@@ -16,7 +16,8 @@ import torch
 from workbench.component import KINDS, Component
 from workbench.model.places import InsideAttention, Place, Routing, first, fused_experts
 
-INSIDE = ("q", "k", "v", "attn_scores", "pattern")  # between the projections and z; in the prompt's pass only
+# between the projections and z; changed in the prompt's pass only, but for changes that grow (Attend, Window)
+INSIDE = ("q", "k", "v", "attn_scores", "pattern")
 MIXTURE = ("router", "expert")  # in the layers that have experts
 READY = ("embed", "resid_pre", *INSIDE, "z", "attn_out", "resid_mid", "neuron", "mlp_out", "resid_post", "feature",
          "ln_final")  # fmt: skip
@@ -111,6 +112,11 @@ class Names:
             self.refused["neuron"] = "This architecture fuses its experts, so single neurons are not offered."
         else:
             self.part("neurons", 0)
+
+    @property
+    def has_sinks(self) -> bool:
+        """Has attention a learnt column beside the keys (gpt_oss)?"""
+        return hasattr(self.part("attn", 0)._module, "sinks")
 
     def part(self, name: str, layer: int):
         """The module (nnsight envoy) of a block that the row calls `name`."""
@@ -234,6 +240,9 @@ class Names:
                 )
         elif not trace(_patterns_sum_to_one):
             self.refused["pattern"] = "pattern: attention does not sum to one here (sinks), so it is not offered."
+        if self.has_sinks:
+            self.refused.setdefault("attn_scores", "attn_scores: attention has learnt sinks here, a column beside the keys, so it "
+                                                   "is not offered.")  # fmt: skip
         self._check_mixture(trace)
         moved = trace(_read_mlp_without_attention)
         if torch.allclose(moved.double(), mlp[0], rtol=1e-6, atol=0):
@@ -241,11 +250,11 @@ class Names:
             self.refused["resid_mid"] = "attention and FFN run in parallel here, so there is no stream between them."
 
     def _check_mixture(self, trace) -> None:
-        """Do experts without weight write nothing, and do the router's logits choose? Else they are not offered."""
+        """In every layer, do experts without weight write nothing and the router's logits choose? Else they are not offered."""
         if not self.experts:
             return
-        router = self.mixture(min(self.experts))[1]
-        if router is None or "F_linear_0" not in _operations(router):
+        routers = [self.mixture(layer)[1] for layer in self.experts]
+        if not all(router is not None and "F_linear_0" in _operations(router) for router in routers):
             self.refused["router"] = "router: it computes what it chooses by in a way of its own, so it is not offered."
         elif not trace(_router_chooses):
             self.refused["router"] = "router: its logits do not choose the experts here, so it is not offered."
@@ -283,19 +292,23 @@ def _patterns_sum_to_one(names: Names, rows: int) -> bool:
 
 
 def _router_chooses(names: Names, rows: int) -> bool:
-    layer = min(names.experts)
-    place = names.place("router", layer, rows)
-    logits = torch.full_like(place.get(), -100.0)
-    logits[..., 0] = 100.0
-    place.set(logits)
-    return bool((names.place("expert", layer, rows).get()[..., 0] > 0).all())
+    chosen = []
+    for layer in names.experts:
+        place = names.place("router", layer, rows)
+        logits = torch.full_like(place.get(), -100.0)
+        logits[..., 0] = 100.0
+        place.set(logits)
+        chosen.append(bool((names.place("expert", layer, rows).get()[..., 0] > 0).all()))
+    return all(chosen)
 
 
 def _written_without_weight(names: Names, rows: int) -> float:
-    layer = min(names.experts)
-    place = names.place("expert", layer, rows)
-    place.set(torch.zeros_like(place.get()))
-    return float(place.envoy.output.abs().max())
+    written = []
+    for layer in names.experts:
+        place = names.place("expert", layer, rows)
+        place.set(torch.zeros_like(place.get()))
+        written.append(float(place.envoy.output.abs().max()))
+    return max(written)
 
 
 def _read_mlp_without_attention(names: Names, rows: int) -> torch.Tensor:

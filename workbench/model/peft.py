@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 import re
+import warnings
+from numbers import Integral, Real
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from workbench import storage
 from workbench.intervention import Delta
@@ -26,7 +30,7 @@ NO_MATTER = ("peft_type", "auto_mapping", "base_model_name_or_path", "revision",
 STARTS = (True, "gaussian", "eva", "orthogonal")  # the others take a part out of the model's own weights
 READS = (f"Read are adapters of type LORA on linear layers, GPT-2's Conv1D and embeddings, with {', '.join(USED)}. Any other: "
          "let peft put it into the weights, PeftModel.from_pretrained(hf, folder).merge_and_unload(), save that and open it with "
-         "wb.load(folder).")  # fmt: skip
+         "wb.load(folder). Where it changes one side of tied embeddings, merging changes both.")  # fmt: skip
 
 
 def from_peft(model, folder) -> Recipe:
@@ -40,7 +44,7 @@ def from_peft(model, folder) -> Recipe:
     Raises:
         FileNotFoundError: when `folder` holds no adapter.
         ValueError: listing what is no plain LoRA (DoRA, biases, modules saved whole and the like), and what does not fit the
-            model.
+            model; for damaged files.
     Source:
         Hu et al. 2022, "LoRA"; Kalajdzievski 2023, rsLoRA (alpha / sqrt(r)); peft, src/peft/tuners/lora/layer.py.
     """
@@ -62,11 +66,10 @@ def from_peft(model, folder) -> Recipe:
     if refused or not pairs:
         lines = [f"- {one}." for one in refused] or [f"- {folder / TENSORS} holds no lora_A and lora_B."]
         raise ValueError("\n".join([f"No recipe was made of {folder}:", *lines, READS]))
-    factors = {}
+    factors, alphas = {}, _alphas(folder, config)
     for path, pair in pairs.items():
         name, (rank, _) = f"{path}.weight", pair["A"].shape
-        alpha = next((value for key, value in (config.get("alpha_pattern") or {}).items() if re.match(rf"(.*\.)?({key})$", path)),
-                     config.get("lora_alpha", 8))  # fmt: skip
+        alpha = next(value for pattern, value in alphas if pattern.match(path))
         left = pair["B"].float() * (alpha / (rank**0.5 if config.get("use_rslora") else rank))
         sides = _turned(model, path, left, pair["A"].float())
         factors |= {f"{name}.{side}": one for side, one in zip(("left", "right"), sides, strict=True)}
@@ -80,7 +83,9 @@ def to_peft(model, recipe, folder, rank: int | None = None, tolerance: float = 1
     """Write the recipe's changes of weights as an adapter: `peft.PeftModel.from_pretrained(hf_model, folder)` applies it.
 
     Every changed matrix is decomposed (SVD, in float64) and keeps as many directions as it needs. All are stored with the
-    rank of the largest, filled up with zeros, and alpha = rank: programs that know no rank by layer read the same.
+    rank of the largest, filled up with zeros, and alpha = rank: programs that know no rank by layer read the same. Of tied
+    embeddings each side has factors of its own. Do not merge such an adapter (a warning says so): peft would put all of them
+    into the one weight of both sides. `bake` writes whole weights instead.
 
     Args:
         rank: the most directions a matrix may take; None allows as many as make an adapter smaller than the matrix.
@@ -88,11 +93,14 @@ def to_peft(model, recipe, folder, rank: int | None = None, tolerance: float = 1
     Returns:
         The folder, with adapter_config.json and adapter_model.safetensors: both, or nothing.
     Raises:
-        ValueError: listing what is no change of a matrix, and changes of higher rank with what they would lose.
+        ValueError: listing what is no change of a matrix, and changes of higher rank with what they would lose; for another
+            rank or tolerance than these.
     """
     check_recipe(model, recipe)
-    if rank is not None and rank < 1:
-        raise ValueError(f"rank={rank}: give a rank of at least 1.")
+    if rank is not None and (not isinstance(rank, Integral) or isinstance(rank, bool) or rank < 1):
+        raise ValueError(f"rank={rank!r}: give a whole number from 1, or None for as many as a change needs.")
+    if not isinstance(tolerance, Real) or not 0 <= tolerance < 1:
+        raise ValueError(f"tolerance={tolerance!r}: give a share from 0 to below 1; 1e-5 is usual.")
     refused, changes = [], {}
     weights = dict(model.hf.named_parameters(remove_duplicate=False))
     for one in [one for one in flatten(recipe) if not one.does_nothing]:
@@ -104,8 +112,8 @@ def to_peft(model, recipe, folder, rank: int | None = None, tolerance: float = 1
     kept: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     for name, parts in changes.items():
         path = name.removesuffix(".weight")
-        if path == name or not isinstance(model.hf.get_submodule(path), _carriers()):
-            refused.append(f"{name}: LoRA changes matrices of linear layers, Conv1D and embeddings only")
+        if path == name or not _carries(model.hf.get_submodule(path)):
+            refused.append(f"{name}: LoRA changes matrices of linear layers, Conv1D and plain embeddings only")
             continue
         left, sizes, right = _decomposed(parts)
         lost = sizes.square().flip(0).cumsum(0).flip(0).sqrt() / sizes.norm().clamp(min=1e-300)  # from this one on
@@ -135,6 +143,10 @@ def to_peft(model, recipe, folder, rank: int | None = None, tolerance: float = 1
               "inference_mode": True, "r": size, "lora_alpha": size, "lora_dropout": 0.0, "bias": "none", "use_rslora": False,
               "init_lora_weights": True, "target_modules": sorted(kept),
               "fan_in_fan_out": any(isinstance(model.hf.get_submodule(path), _carriers()[1]) for path in kept)}  # fmt: skip
+    tied = [name for name in map("{}.weight".format, kept) if sum(one is weights[name] for one in weights.values()) > 1]
+    if tied:
+        warnings.warn(f"{', '.join(tied)}: tied, one weight under two names. Do not merge this adapter: merge_and_unload puts all "
+                      "changes into the one weight of both sides. recipe.bake(model, folder) writes whole weights.", stacklevel=3)  # fmt: skip
     return storage.write(folder, {TENSORS: tensors, CONFIG: json.dumps(config, indent=2) + "\n"})
 
 
@@ -150,7 +162,20 @@ def _opened(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else config
         raise ValueError(f"{folder} holds an adapter of type {kind!r}. {READS}")
-    return config, storage.read_tensors(folder / TENSORS)
+    try:
+        return config, storage.read_tensors(folder / TENSORS)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / TENSORS} is damaged: {error}. Save or download it again.") from None
+
+
+def _alphas(folder: Path, config: dict) -> list[tuple[re.Pattern, float]]:
+    """Which alpha has a module? That of the first pattern that its path matches, as peft looks it up."""
+    try:
+        given = [*(config.get("alpha_pattern") or {}).items(), (".*", config.get("lora_alpha", 8))]
+        return [(re.compile(rf"(.*\.)?({key})$"), float(value)) for key, value in given]
+    except (AttributeError, TypeError, ValueError, re.error) as error:
+        raise ValueError(f"{folder / CONFIG}: lora_alpha and alpha_pattern must be a number and numbers by the path of a module "
+                         f"or a pattern of it ({error}). {READS}") from None  # fmt: skip
 
 
 def _misfit(model, path: str, pair: dict[str, torch.Tensor]) -> str | None:
@@ -159,9 +184,10 @@ def _misfit(model, path: str, pair: dict[str, torch.Tensor]) -> str | None:
     if path not in modules:
         near = difflib.get_close_matches(path, modules, 1, 0.4)
         return f"this model has no such module{f'; did the adapter mean {near[0]}' if near else ''}"
-    if not isinstance(modules[path], _carriers()):
+    if not _carries(modules[path]):
         return f"a {type(modules[path]).__name__} takes no LoRA here"
-    if set(pair) != {"A", "B"} or any(one.dim() != 2 for one in pair.values()) or len(pair["A"]) != pair["B"].shape[1]:
+    paired = set(pair) == {"A", "B"} and all(one.dim() == 2 for one in pair.values())
+    if not (paired and 0 < len(pair["A"]) == pair["B"].shape[1]):
         given = ", ".join(f"lora_{side} {list(one.shape)}" for side, one in pair.items())
         return f"lora_A [r, in] and lora_B [out, r] are needed, but given is {given}"
     left, right = _turned(model, path, pair["B"], pair["A"])
@@ -190,6 +216,11 @@ def _turned(model, path: str, left: torch.Tensor, right: torch.Tensor) -> tuple[
     """Between peft's factors, B [out, r] and A [r, in], and those of the weight as it is stored; the same both ways.
     Conv1D and embeddings are stored [in, out]."""
     return (left, right) if isinstance(model.hf.get_submodule(path), torch.nn.Linear) else (right.T, left.T)
+
+
+def _carries(module) -> bool:
+    """Can peft put factors beside it? It gives them what `forward` is given, one tensor (OPT's positions take more)."""
+    return isinstance(module, _carriers()) and len(inspect.signature(type(module).forward).parameters) == 2
 
 
 def _carriers() -> tuple:

@@ -90,10 +90,10 @@ def _attribute(model, task, at, positions, direction, metric, qk_fix, grad_drop,
     chosen = select(model, pairs, at, positions)
     _refuse(names, chosen, qk_fix, grad_drop, rules)
     read, n, noising = reader(pairs, metric), len(pairs.clean), direction == "noising"
-    groups = batches(pairs, 2, tokens_per_pass(names))
+    acts, slopes = (set().union(*parts) for parts in zip(*(needs(names, one, qk_fix) for one in chosen.members)))
+    groups = batches(pairs, 2, tokens_per_pass(names, slopes))
     ids = (pairs.clean, pairs.corrupted) if noising else (pairs.corrupted, pairs.clean)
     others, draws = others_of(pairs, ids[0], groups, draws, seed)
-    acts, slopes = (set().union(*parts) for parts in zip(*(needs(names, one, qk_fix) for one in chosen.members)))
     base, source, moved = np.zeros(n), np.zeros(n), np.full((1 + draws, len(chosen.found), n), np.nan)
     with bar(n, progress) as show:
         for group in groups:
@@ -110,7 +110,7 @@ def _attribute(model, task, at, positions, direction, metric, qk_fix, grad_drop,
     clean, corrupted = (base, source) if noising else (source, base)
     gap, usable = clean - corrupted, [i for i in range(n) if others[i] is not None]
     clusters = pairs.task.clusters()
-    refuse_without_gap(gap, clean, corrupted, metric, clusters)
+    refuse_without_gap(model, gap, clean, corrupted, metric, clusters)
     effects *= np.sign(gap.mean()) if grad_drop else -1 if noising else 1
     values, low, high = measure.ratio_of_means(effects, gap, clusters, seed=seed)
     limit, why = np.full(len(values), np.nan), "" if null else "No null was asked for."

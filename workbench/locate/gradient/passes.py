@@ -12,6 +12,7 @@ from workbench.model.plan import Prompts
 
 ACTIVATIONS_PER_PASS = 2**28  # numbers that one pass with a graph may keep, about 1 GB in float32
 KEPT_PER_LAYER = 30  # of them, per token and layer, in units of d_model
+KEPT_PER_EXPERT = 2  # more of them, per token and expert that runs, in units of d_model + its own width
 
 Site = tuple[str, int | None]
 
@@ -31,9 +32,14 @@ class Pass:
     slopes: list[dict[Site, torch.Tensor]]
 
 
-def tokens_per_pass(names: Names) -> int:
-    """How many tokens a pass may hold whose graph is kept for the way back."""
-    return max(64, ACTIVATIONS_PER_PASS // (KEPT_PER_LAYER * names.n_layers * names.d_model))
+def tokens_per_pass(names: Names, sites=()) -> int:
+    """How many tokens a pass may hold whose graph is kept for the way back, with slopes at these sites: at an expert's, all
+    experts of its layer run on every token."""
+    kept = KEPT_PER_LAYER * names.n_layers * names.d_model
+    for layer in [layer for kind, layer in sites if kind == "expert"]:
+        width = names.mixture(layer)[0]._module.down_proj.numel() // (names.n_experts * names.d_model)
+        kept += KEPT_PER_EXPERT * names.n_experts * (names.d_model + width)
+    return max(64, ACTIVATIONS_PER_PASS // kept)
 
 
 def refuse_without_slope(metric) -> None:

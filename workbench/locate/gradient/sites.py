@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -60,13 +60,14 @@ def select(model, pairs, at, positions=None) -> Selection:
     labels, places = {}, {}
     for given in [at] if isinstance(at, (str, Component)) else at:
         (family,) = components(given)
-        one = replace(family, **{part: 0 for part in ("layer", "index") if getattr(family, part) == "*"})
+        members = model.names.expand([family.at(None)])
         free = "each" if given in KINDS and KINDS[family.kind][0] is None else "all"
         where = positions if family.position is not None else positions or free
-        _, cells, more = cells_of(model, pairs, one, where)  # of one member: all have the same positions
+        # of one member: all have the same positions
+        _, cells, more = cells_of(model, pairs, members[0].at(family.position), where)
         own = {component.position: columns for cell in cells for component, columns in cell.parts.items()}
         labels, places = labels | more, places | own
-        for member in model.names.expand([family.at(None)]):
+        for member in members:
             found.setdefault(member, {}).update(own)
     number = {place: i for i, place in enumerate(places)}
     selection = Selection([], labels, {}, list(places.values()))

@@ -224,7 +224,7 @@ def _scores(model, pairs, name, known, positions, method, metric, found, under, 
     effects, scale, clusters = placed(found, range(len(found))), 1.0, pairs.task.clusters()
     if start is not None:  # shares of what tells the two sides apart
         gap = value - start
-        refuse_without_gap(gap, value, start, metric, clusters)
+        refuse_without_gap(model, gap, value, start, metric, clusters)
         values, low, high = measure.ratio_of_means(effects, gap, clusters, seed=seed)
         scale = abs(gap.mean())
     else:

@@ -79,24 +79,21 @@ def expert_use(model, task, *, null: bool = True, draws: int = DRAWS, seed: int 
         Scores of `expert.0.0`, `expert.0.1`, ...; the shares of a layer sum to 1. Cost: one pass. What an expert does for
         an answer is another question: `locate.causal.ablate(model, task, "expert.*.*", "zero")`.
     Raises:
-        ValueError: for a model that is no mixture of experts, or whose router cannot be read.
+        ValueError: for a model that is no mixture of experts, or keeps them in a form of its own.
     Source:
         Jiang et al. 2024, "Mixtral of Experts", section on routing.
     """
     began = time.perf_counter()
     config, names = model.hf.config, model.names
-    names.validate(Component("expert", "*", "*"))
-    experts, routers = names.n_experts, {layer: names.mixture(layer)[1] for layer in names.experts}
-    if None in routers.values():
-        raise ValueError(
-            f"The router of {config.model_type!r} cannot be read: its FFN has no module called 'gate' or 'router'."
-        )
+    if not names.experts:
+        names.validate(Component("expert", "*", "*"))  # says why there are none
+    experts, mixtures = names.n_experts, [names.mixture(layer)[0] for layer in names.experts]
     prompts, name = texts(model, task)
     chosen = config.num_experts_per_tok
     shares, tokens = [], 0
     for part in prompts.chunks():
         mask = counted(model, part).to(model.hf.device)
-        shares.append(model.trace(model.inputs(part), _routes(routers, mask, experts, chosen)).cpu())
+        shares.append(model.trace(model.inputs(part), _routes(mixtures, mask, experts, chosen)).cpu())
         tokens += int(mask.sum())
     per_prompt = torch.cat(shares, 1).permute(0, 2, 1).flatten(0, 1).double().numpy()
     values, low, high = measure.mean_interval(per_prompt.T, seed=seed)
@@ -105,20 +102,18 @@ def expert_use(model, task, *, null: bool = True, draws: int = DRAWS, seed: int 
         # one expert's choices among independent tokens
         reach = np.quantile(np.random.default_rng(seed + 1).binomial(tokens, chosen / experts, draws), 0.95)
         reach = reach / (tokens * chosen)
-    found = [Component("expert", layer, i) for layer in routers for i in range(experts)]
+    found = [Component("expert", layer, i) for layer in names.experts for i in range(experts)]
     return Scores(found, values, low, high, np.full(len(found), reach), per_prompt, "magnitude.expert_use",
                   "share of the router's choices", task=name, cost=1.0, seconds=time.perf_counter() - began, seed=seed,
                   null=f"each token picks {chosen} of {experts} experts at random" if null else "",
                   why="" if null else "No null was asked for.")  # fmt: skip
 
 
-def _routes(routers: dict, mask: torch.Tensor, experts: int, chosen: int):
+def _routes(mixtures: list, mask: torch.Tensor, experts: int, chosen: int):
     def body():
         found = []
-        for router in routers.values():
-            out = router.output
-            # (logits, weights, indices), or the logits alone
-            picks = out[-1] if isinstance(out, tuple) else out.topk(chosen, dim=-1).indices
+        for mixture in mixtures:
+            _, picks, _ = mixture.inputs[0]  # fused experts are given tokens, the chosen ones, their weights
             picked = torch.nn.functional.one_hot(picks.reshape(*mask.shape, chosen), experts).sum(2).float()
             found.append((picked * mask[..., None]).sum(1) / mask.sum(1)[:, None] / chosen)
         return torch.stack(found)
