@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tiny import build, tokenizer
 
 import workbench as wb
 
@@ -68,3 +69,32 @@ def test_saving_and_refusals(llama, tmp_path):
         wb.Attend("pattern.1.2", [])
     with pytest.raises(ValueError, match="no span 'subject'"):
         llama.logits(PROMPTS, recipe)
+
+
+@pytest.mark.parametrize("arch", ["llama", "mistral"])  # mistral: a window of 4 tokens in every layer
+@pytest.mark.parametrize("phase", ["prompt", "generation", "both"])
+def test_generated_tokens_look_where_the_phase_says(arch, phase):
+    """Greedy text equals that of a change made anew for the whole text at every step."""
+    model = wb.load(build(arch), tokenizer=tokenizer())
+    start = [model.ids(text) for text in PROMPTS]
+    plain = [one.tolist() for one in model.generate_ids(PROMPTS, max_new_tokens=4, eos_token_id=None)]
+    moved = []
+    for change in (wb.Attend("attn_scores.*.*", [0, -1], 0.0, phase=phase), wb.Attend("pattern.1.*", -1, 4.0, phase=phase),
+                   wb.Window(["attn_scores.0.*", "attn_scores.2.1"], sink=0, window=2, phase=phase)):  # fmt: skip
+        ids = start
+        for _ in range(4):
+            new = model.logits(wb.model.Prompts(ids, [len(one) for one in start]), change).argmax(-1)
+            ids = [torch.cat([old, one[None]]) for old, one in zip(ids, new)]
+        want = [one[len(old) :].tolist() for one, old in zip(ids, start)]
+        want = [one[: one.index(2)] if 2 in one else one for one in want]
+        for use_cache in (True, False):
+            made = model.generate_ids(PROMPTS, change, max_new_tokens=4, eos_token_id=None, use_cache=use_cache)
+            assert [one.tolist() for one in made] == want
+        moved.append(want != plain)
+    assert any(moved)
+
+
+def test_a_cache_with_room_for_more_keys_is_refused(llama):
+    bound = wb.Window("attn_scores.1.*").on(wb.model.Prompts([torch.arange(6)]))
+    with pytest.raises(ValueError, match="cache_implementation"):
+        bound.change(torch.zeros(1, 6, 9), 0)

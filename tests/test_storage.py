@@ -96,3 +96,13 @@ def test_a_failed_save_leaves_the_old_scores_and_report(tmp_path):
         with pytest.raises(TypeError, match="not JSON"):
             bad.save(tmp_path / type(value).__name__)
         assert contents(tmp_path / type(value).__name__) == before
+
+
+def test_files_are_as_open_as_the_umask_lets_them(tmp_path):
+    for mask in (0o077, 0o027, 0o022):
+        before = os.umask(mask)
+        try:
+            folder = storage.write(tmp_path / oct(mask), FILES)
+        finally:
+            os.umask(before)
+        assert {oct(file.stat().st_mode & 0o777) for file in folder.iterdir()} == {oct(0o666 & ~mask)}

@@ -41,7 +41,9 @@ def notebook(folder, name="01_a.ipynb"):
     cell = nbformat.v4.new_code_cell
     cells = [nbformat.v4.new_markdown_cell("# ?"), cell("x = ...", metadata={"tags": ["exercise"]}, execution_count=1),
              cell("x = 2", metadata={"tags": ["solution"]}), cell("print(x)", outputs=[nbformat.v4.new_output("stream", text="2")])]  # fmt: skip
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"widgets": {"state": "the solution"}}), folder / name)
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=cells, metadata={"widgets": {"state": "the solution"}}), folder / name
+    )
 
 
 def test_student_copies_have_no_solutions(tmp_path, capsys):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from numbers import Integral
+from typing import ClassVar
 
 import torch
 
@@ -13,6 +15,8 @@ from workbench.intervention import OPERATIONS, Intervention
 @dataclass(frozen=True, eq=False, repr=False)
 class Attend(Intervention):
     """What happens when heads attend more, less or not at all to certain tokens?
+
+    In generation it acts at every step: what is generated looks at `keys` as the prompt does.
 
     Args:
         at: attn_scores, where the rest of the attention grows or shrinks so that it still sums to one, or pattern, where
@@ -27,6 +31,7 @@ class Attend(Intervention):
 
     keys: int | str | tuple[int | str, ...]
     factor: float = 0.0
+    grows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,8 +53,14 @@ class Attend(Intervention):
         object.__setattr__(found, "_seen", seen)
         return found
 
+    def after(self, step: int) -> Attend:
+        found = replace(self)  # no generated token is among the keys
+        object.__setattr__(found, "_seen", torch.nn.functional.pad(self._seen, (0, step)))
+        return found
+
     def change(self, x: torch.Tensor, which: int) -> torch.Tensor:
-        keys = self._seen.to(x.device).view(len(x), *[1] * (x.dim() - 2), x.shape[-1])
+        columns = _columns(x, self._seen.shape[1])
+        keys = self._seen[:, columns].to(x.device).view(len(x), *[1] * (x.dim() - 2), x.shape[-1])
         if self.at[which].kind == "pattern":
             return torch.where(keys, x * self.factor, x)
         lowest = torch.finfo(x.dtype).min
@@ -65,9 +76,9 @@ class Attend(Intervention):
 class Window(Intervention):
     """What happens when heads see only the first tokens and the latest ones? (Streaming heads.)
 
-    Every query sees the first `sink` tokens of its prompt, the last `window` tokens and itself among these. Nothing is
-    saved here: scores are masked, so that any method can be run on it; `improve.efficiency.StreamingCache` stores less
-    and computes the same.
+    Every query sees the first `sink` tokens of its prompt, the last `window` tokens and itself among these; in generation
+    so does every generated token. Nothing is saved here: scores are masked, so that any method can be run on it;
+    `improve.efficiency.StreamingCache` stores less and computes the same.
 
     Args:
         at: attn_scores; a position in `at` is that of the query.
@@ -78,23 +89,53 @@ class Window(Intervention):
 
     sink: int = 1
     window: int = 4
+    grows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (isinstance(self.sink, int) and isinstance(self.window, int) and self.sink >= 0 and self.window >= 1):
-            raise ValueError(f"Window takes sink=0 or more and window=1 or more; got {self.sink} and {self.window}.")
+        for name, value in zip(("sink", "window"), window_of(self.sink, self.window), strict=True):
+            object.__setattr__(self, name, value)
         for one in self.at:
             if one.kind != "attn_scores":
                 raise ValueError(f"Window acts on attn_scores, for example 'attn_scores.2.*'; got {one}.")
 
     def on(self, prompts) -> Window:
-        found, place = replace(self), torch.arange(prompts.width)
-        first = place[None, None] < (torch.tensor(prompts.pads) + self.sink)[:, None, None]
-        object.__setattr__(found, "_seen", first | (place[None, None] > place[None, :, None] - self.window))
+        found = replace(self)
+        object.__setattr__(found, "_pads", torch.tensor(prompts.pads))
+        object.__setattr__(found, "_width", prompts.width)
+        return found
+
+    def after(self, step: int) -> Window:
+        found = replace(self)
+        object.__setattr__(found, "_pads", self._pads)
+        object.__setattr__(found, "_width", self._width + step)
         return found
 
     def change(self, x: torch.Tensor, which: int) -> torch.Tensor:
-        return torch.where(self._seen.to(x.device), x, torch.finfo(x.dtype).min)
+        place, query = _columns(x, self._width), torch.arange(self._width)[-x.shape[1] :, None]
+        seen = (place < (self._pads + self.sink)[:, None, None]) | (place > query - self.window)
+        return torch.where(seen.to(x.device), x, torch.finfo(x.dtype).min)
+
+
+def window_of(sink, window) -> tuple[int, int]:
+    """How much a streaming head sees, checked.
+
+    Raises:
+        ValueError: for what is no whole number, a window without the query itself, a sink below 0.
+    """
+    for value, least in ((sink, 0), (window, 1)):
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+            raise ValueError(f"Window and streaming heads take sink, a whole number from 0 on, and window, one from 1 on; got "
+                             f"sink={sink!r} and window={window!r}.")  # fmt: skip
+    return int(sink), int(window)
+
+
+def _columns(x: torch.Tensor, width: int) -> torch.Tensor:
+    """Which columns are the keys of scores [row, query, key], of `width` so far: a local layer keeps the latest."""
+    if x.shape[-1] > width:
+        raise ValueError(f"The cache has room for {x.shape[-1]} keys where there are {width} tokens. Leave out cache_implementation: "
+                         "Window and Attend need a cache that grows.")  # fmt: skip
+    return torch.arange(width - x.shape[-1], width)
 
 
 # so that recipes can be read back; said here, because imports run from this file to interventions only

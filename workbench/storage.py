@@ -98,8 +98,10 @@ def _put(file: Path, content) -> None:
     elif file.suffix == ".safetensors":
         from safetensors.torch import save_file
 
+        file.touch()
+        mode = file.stat().st_mode  # as the umask has it; safetensors lets only its owner read what it writes
         save_file({name: _own(one) for name, one in content.items()}, file)
-        file.chmod(0o644)  # safetensors lets only its owner read it
+        file.chmod(mode & 0o777)
     elif file.suffix == ".csv":
         content.to_csv(file, index=False)
     else:

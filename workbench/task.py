@@ -179,7 +179,10 @@ class Task:
         if tokenizer is not model.tokenizer or bos != model.bos:  # tasks do not change: they are cut once
             pairs = self._cut(model)
             object.__setattr__(self, "_read", (model.tokenizer, model.bos, pairs))
-        return replace(pairs, clean=list(pairs.clean), corrupted=list(pairs.corrupted))
+        clean, corrupted = ([ids.clone() for ids in side] for side in (pairs.clean, pairs.corrupted))
+        # copies: what a caller does to them stays out of later scores
+        return replace(pairs, clean=clean, corrupted=corrupted, answer=pairs.answer.clone(), foil=pairs.foil.clone(),
+                       spans=[{name: list(places) for name, places in row.items()} for row in pairs.spans])  # fmt: skip
 
     def _cut(self, model) -> Pairs:
         kept, compiled, dropped = [], [], []

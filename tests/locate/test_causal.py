@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny import copying
+from tiny import build, copying, tokenizer
 
 import workbench as wb
 from workbench.locate.causal import patch
@@ -99,17 +99,30 @@ def test_rows_of_one_entity_are_one_observation(trained):
     assert np.ptp([alone.ci_lo, alone.ci_hi], axis=0).max() < 0.75 * np.ptp([again.ci_lo, again.ci_hi], axis=0).max()
 
 
-def test_two_prompts_that_differ_much_and_unequally_are_no_reason_to_refuse():
-    refuse_without_gap(np.array([35.0, 13.0]), np.ones(2), np.zeros(2), "logit_diff", [["a", "b"], ["x", "x"]])
+def test_two_prompts_that_differ_much_and_unequally_are_no_reason_to_refuse(llama):
+    refuse_without_gap(llama, np.array([35.0, 13.0]), np.ones(2), np.zeros(2), "logit_diff", [["a", "b"], ["x", "x"]])
     for gap in ([35.0, -13.0], [0.0, 0.0], [5.0, 0.0]):
         with pytest.raises(ValueError, match="hardly differ"):
-            refuse_without_gap(np.array(gap), np.ones(2), np.zeros(2), "logit_diff")
+            refuse_without_gap(llama, np.array(gap), np.ones(2), np.zeros(2), "logit_diff")
 
 
-def test_a_gap_that_one_entity_makes_is_refused():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_handful_of_gaps_must_be_more_than_rounding(words, dtype):
+    """The rounding of a logit: half a step of its last digit."""
+    model = wb.load(build("llama").to(dtype), tokenizer=tokenizer())
+    step = torch.finfo(dtype).eps * model.logits(words(6, 6, 6)).abs().max().item() / 2
+    for metric, size in (("logit_diff", step), ("log_prob", step), ("prob", torch.finfo(dtype).eps)):
+        gap = np.array([1.0, 2.0, 1.5]) * size
+        clean = gap + np.ones(3)
+        with pytest.raises(ValueError, match="hardly differ"):
+            refuse_without_gap(model, gap, clean, clean - gap, metric)
+        refuse_without_gap(model, 30 * gap, clean, clean - gap, metric)
+
+
+def test_a_gap_that_one_entity_makes_is_refused(llama):
     gap = np.repeat([5.0, 0.1, -0.1, -0.2], 25)
-    refuse_without_gap(gap, gap, 0 * gap, "logit_diff")
+    refuse_without_gap(llama, gap, gap, 0 * gap, "logit_diff")
     with pytest.raises(ValueError, match="hardly differ in logit_diff"):
-        refuse_without_gap(gap, gap, 0 * gap, "logit_diff", np.repeat(list("abcd"), 25))
+        refuse_without_gap(llama, gap, gap, 0 * gap, "logit_diff", np.repeat(list("abcd"), 25))
     two = np.repeat([4.0, 1.0], 50)  # two templates, both on one side
-    refuse_without_gap(two, two, 0 * two, "logit_diff", np.repeat(list("ab"), 50))
+    refuse_without_gap(llama, two, two, 0 * two, "logit_diff", np.repeat(list("ab"), 50))

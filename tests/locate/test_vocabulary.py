@@ -464,6 +464,10 @@ def test_a_state_read_through_words_is_a_mixture_of_their_embeddings(llama, word
     for row in range(3):
         found = llama.logits(["w5 w5"], wb.Replace("embed@-1", mixed[row])).softmax(-1).topk(5).values
         assert np.allclose(several.top_prob[0, row], found[0], atol=1e-5)
+    by_default = patchscope(llama, prompts, "resid_post.2@-1", target="w5 {} w6", through="w7")
+    assert by_default.into == "embed" and np.array_equal(by_default.prob, one.prob)
+    with pytest.raises(ValueError, match="no word to read the state by"):
+        patchscope(llama, prompts, "resid_post.2@-1", through=[])
     with pytest.raises(ValueError, match="through: 'zzz' is not one token"):
         patchscope(llama, prompts, "resid_post.2@-1", target="w5 {}", into="embed", through=["zzz"])
 

@@ -253,6 +253,8 @@ def test_completions_and_texts_are_learnt_whole(trained):
     (lambda m: optimization.finetune(m, new(), "neuron.1.3@-1", keep=()), "without a position"),
     (lambda m: optimization.finetune(m, new(), "bias", keep=()), "no biases"),
     (lambda m: optimization.finetune(m, new(), "z.1.0", keep=(), during=wb.Delta(weights={"a": torch.ones(2)})), "model.edited"),
+    (lambda m: optimization.finetune(m, new(), "z.1.0", keep=(), during=[wb.Recipe([wb.Zero("z.1.1")], fingerprint="other")]),
+     "was made for model other"),
     (lambda m: optimization.lora(m, new(), "z.1.0", keep=()), "whole blocks"),
     (lambda m: optimization.lora(m, new(), rank=99, keep=()), "rank=99"),
     (lambda m: optimization.loreft(m, new(), "neuron.1.3", keep=()), "learnt for vectors"),

@@ -94,7 +94,7 @@ class Edits:
                     if component.position not in places:
                         places[component.position] = [prompts.columns(component, i) for i in range(len(prompts.ids))]
                     columns = places[component.position]
-                    if component.kind in INSIDE and one.phase == "generation":
+                    if component.kind in INSIDE and one.phase == "generation" and not one.grows:
                         raise ValueError(f"{component} can be changed in the prompt only: give phase='prompt'.")
                     if component.kind == "feature" and not one.does_nothing:
                         _join(features.setdefault(component.name, []), component, one, which, columns)
@@ -129,7 +129,7 @@ class Edits:
             for change in sorted(edits, key=lambda one: RANK[one.first.canonical.kind]):
                 mask = self._mask(change, value, step)
                 if mask is not None:
-                    value = self._changed(value, pre, change, mask)
+                    value = self._changed(value, pre, change, mask, step)
             value, changed = self.features.visit((kind, layer), value, pre, step, self._mask)
             if (
                 self.tracked is not None and kind != "mlp_in"
@@ -183,8 +183,8 @@ class Edits:
         width = value.shape[-1] // size
         return value[..., component.index * width : (component.index + 1) * width]
 
-    def _changed(self, value, pre, change: Change, mask) -> torch.Tensor:
-        component, intervention, which = change.first, change.intervention, list(change.components.values())
+    def _changed(self, value, pre, change: Change, mask, step: int) -> torch.Tensor:
+        component, intervention, which = change.first, change.intervention.after(step), list(change.components.values())
         if component.index is not None:
             value = value.clone()  # once for all components
             parts = value.unflatten(-1, (self.names.size(component.kind), -1))
@@ -200,7 +200,7 @@ class Edits:
         """[row, column, 1], true where the intervention acts in this pass; None where it does not act at all."""
         component, intervention, columns = change.first, change.intervention, change.columns
         prompts, phase, width = self.prompts, intervention.phase, value.shape[1]
-        if step > 0 and component.kind in INSIDE:
+        if step > 0 and component.kind in INSIDE and not intervention.grows:
             return None
         cached = step > 0 and width == 1
         if cached:

@@ -11,6 +11,7 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
+from workbench.attend import window_of
 from workbench.component import Component
 from workbench.improve.efficiency.streaming import attention_as, grouped, own_layers
 from workbench.locate.magnitude.reading import texts
@@ -20,6 +21,7 @@ from workbench.scores import Scores
 NAME = "workbench_gates"
 
 
+@torch.enable_grad()
 def retrieval_heads(model, task, at="z.*.*", *, sink: int = 1, window: int = 4, penalty: float = 0.03, steps: int = 150,
                     rows: int = 24, lr: float = 0.05, seed: int = 0) -> Scores:  # fmt: skip
     """Which heads need to see far back for these prompts, and which would do with the first and the latest tokens?
@@ -43,7 +45,7 @@ def retrieval_heads(model, task, at="z.*.*", *, sink: int = 1, window: int = 4, 
     Source:
         Xiao et al. 2025, "DuoAttention", eq. 1 to 3.
     """
-    began, rng = time.perf_counter(), np.random.default_rng(seed)
+    began, rng, (sink, window) = time.perf_counter(), np.random.default_rng(seed), window_of(sink, window)
     prompts, name = texts(model, task)
     local = [layer for layer, own in enumerate(own_layers(model)) if own.is_sliding]
     groups = {layer: index for layer, index in grouped(model, at).items() if layer not in local}
@@ -56,9 +58,10 @@ def retrieval_heads(model, task, at="z.*.*", *, sink: int = 1, window: int = 4, 
     for gate in gates.values():
         gate.requires_grad_(True)
     optimizer, count = torch.optim.Adam(gates.values(), lr), sum(map(len, groups.values()))
+    rows = min(rows, len(prompts.ids))
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)  # else the gates swing together, and never settle
-        part = _drawn(prompts, rng.choice(len(prompts.ids), min(rows, len(prompts.ids)), replace=False))
+        part = _drawn(prompts, rng.choice(len(prompts.ids), rows, replace=False))
         with torch.no_grad():
             wanted = _last(model, part)
         with _gated(model, gates, free, part, sink, window):
@@ -87,9 +90,8 @@ def _drawn(prompts: Prompts, rows) -> Prompts:
 
 def _last(model, part: Prompts) -> torch.Tensor:
     """The last stream (after the final norm) at the end of each prompt, [row, d_model]."""
-    return model.hf(**model.inputs(part), use_cache=False, output_hidden_states=True, logits_to_keep=1).hidden_states[
-        -1
-    ][:, -1]
+    out = model.hf(**model.inputs(part), use_cache=False, output_hidden_states=True, logits_to_keep=1)
+    return out.hidden_states[-1][:, -1].float()
 
 
 @contextmanager
@@ -108,9 +110,14 @@ def _gated(model, gates: dict, free: dict, part: Prompts, sink: int, window: int
         mask = attention_mask.masked_fill(hidden, torch.finfo(attention_mask.dtype).min)
         short = own(module, query, key, value, mask, **kwargs)[0]
         gate = torch.where(free[module.layer_idx] > 0, gates[module.layer_idx], 1.0).repeat_interleave(share)[:, None]
+        gate = gate.to(full.dtype)
         return gate * full + (1 - gate) * short, None
 
-    AttentionInterface.register(NAME, attention)
-    AttentionMaskInterface.register(NAME, eager_mask)
     with attention_as(model, NAME):
-        yield
+        AttentionInterface.register(NAME, attention)
+        AttentionMaskInterface.register(NAME, eager_mask)
+        try:
+            yield
+        finally:  # the tables have no public way out
+            AttentionInterface._global_mapping.pop(NAME)
+            AttentionMaskInterface._global_mapping.pop(NAME)

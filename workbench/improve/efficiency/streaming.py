@@ -11,8 +11,11 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.masking_utils import eager_mask
 
+from workbench.attend import window_of
 from workbench.component import components
+from workbench.locate.magnitude.reading import texts
 from workbench.model.edit import LOCK
+from workbench.task import Task
 
 NAME = "workbench_streaming"  # of the attention function, in transformers' table
 
@@ -39,17 +42,29 @@ class StreamingLayer(DynamicLayer):
     Args:
         streaming: numbers of the key-value heads that stream, of `n` in the layer; sink, window: what these keep.
         firsts: for each row, its first column that is no padding.
+        config: of the model, which says whether its attention can read this.
     """
 
-    def __init__(self, streaming, n: int, sink: int, window: int, firsts: torch.Tensor):
+    is_croppable = False
+
+    def __init__(self, streaming, n: int, sink: int, window: int, firsts: torch.Tensor, config):
         super().__init__()
-        self.streaming, self.sink, self.window, self.firsts, self.seen = sorted(streaming), sink, window, firsts, 0
+        self.streaming, self.sink, self.window, self.config = sorted(streaming), sink, window, config
         self.keeping = [head for head in range(n) if head not in self.streaming]
-        self.short_keys = self.short_values = self.places = None
+        self.given = firsts
+        self.reset()
 
     def update(self, key_states, value_states, *args, **kwargs):
+        if self.config._attn_implementation != NAME:
+            raise RuntimeError(
+                "Attention here cannot read a StreamingCache: put the call inside `with streaming(model)`."
+            )
         rows, new = len(key_states), torch.arange(self.seen, self.seen + key_states.shape[-2])
         if not self.is_initialized:
+            if rows % len(self.firsts):
+                raise ValueError(f"This StreamingCache was made for {len(self.firsts)} rows, but the batch has {rows}: give rows= "
+                                 "or firsts= of the batch.")  # fmt: skip
+            self.firsts = self.firsts.repeat_interleave(rows // len(self.firsts))  # beams, as `generate` lays them
             self.lazy_initialization(key_states, value_states)
             empty = key_states[:, self.streaming, :0]
             self.keys, self.values = key_states[:, self.keeping, :0], value_states[:, self.keeping, :0]
@@ -82,6 +97,29 @@ class StreamingLayer(DynamicLayer):
     def get_seq_length(self) -> int:
         return self.seen
 
+    def reset(self) -> None:
+        super().reset()
+        self.short_keys = self.short_values = self.places = None
+        self.firsts, self.seen = self.given, 0
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        self._rows(lambda x: x.index_select(0, beam_idx.to(x.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._rows(lambda x: x.repeat_interleave(repeats, 0))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        self._rows(lambda x: x[indices.to(x.device) if isinstance(indices, torch.Tensor) else indices])
+
+    def _rows(self, choose) -> None:
+        if self.is_initialized:
+            for name in ("keys", "values", "short_keys", "short_values", "places", "firsts"):
+                setattr(self, name, choose(getattr(self, name)))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        raise ValueError("A StreamingCache has let tokens go, so it cannot be cut back to fewer; build a new one and run the shorter "
+                         "text.")  # fmt: skip
+
 
 class StreamingCache(Cache):
     """A cache for `hf(...)` or `hf.generate` in which streaming heads store less, inside `with streaming(model)`.
@@ -91,23 +129,24 @@ class StreamingCache(Cache):
     cache that transformers gives them.
 
     Args:
-        heads: which stream: "z.3.1", a list, or a family. Where query heads share keys, a key-value head streams when all
-            its query heads are named.
+        heads: which stream: "z.3.1", a list, or a family. Where query heads share keys, all that share them are named.
+        sink, window: as in `wb.Window`.
         firsts: for each row of a padded batch its first column that is no padding; None for one row or no padding.
     Raises:
-        ValueError: for other components; in a layer that is local already; where transformers computes attention in a way
-            of its own.
+        ValueError: for other components, or some query heads of a key-value head without the others; in a layer that is local
+            already; where transformers computes attention, or caches it, in a way of its own.
+        RuntimeError: when the model runs with it outside `streaming`.
     Source:
         Xiao et al. 2025, "DuoAttention"; Tang et al. 2025, "RazorAttention".
     """
 
     def __init__(self, model, heads, sink: int = 1, window: int = 4, firsts=None, rows: int = 1):
-        layers = own_layers(model)
+        layers, (sink, window) = own_layers(model), window_of(sink, window)
         firsts = torch.zeros(rows, dtype=torch.long) if firsts is None else torch.as_tensor(firsts)
         for layer, index in grouped(model, heads).items():
             if layers[layer].is_sliding:
                 raise ValueError(f"Layer {layer} is local: its cache is a window already. Leave its heads out.")
-            layers[layer] = StreamingLayer(index, model.names.n_kv_heads, sink, window, firsts)
+            layers[layer] = StreamingLayer(index, model.names.n_kv_heads, sink, window, firsts, model.hf.config)
         super().__init__(layers=layers)
 
 
@@ -118,21 +157,32 @@ def own_layers(model) -> list:
 
 
 def grouped(model, heads) -> dict[int, list[int]]:
-    """Layer -> the key-value heads of which every query head is named, sorted.
+    """Layer -> the key-value heads that are named, each by all its query heads, sorted.
 
     Raises:
-        ValueError: for other kinds, positions, or a model whose attention cannot be replaced.
+        ValueError: for other kinds, positions, key-value heads that are named in part, or a model whose attention or cache
+            cannot be replaced.
     """
     if "q" in model.names.refused:
         raise ValueError(f"Streaming heads need transformers' attention function. {model.names.refused['q']}")
+    kind = model.hf.config.model_type
+    if getattr(model.hf.config, "kv_lora_rank", None):
+        raise ValueError(f"No head of {kind!r} can stream: its cache holds one latent for all heads of a layer, so none can store "
+                         "less than another. wb.Window hides tokens without a cache.")  # fmt: skip
+    if model.names.has_sinks:
+        raise ValueError(f"No head of {kind!r} can stream: its attention has learnt sinks, a column beside the keys.")
     found, share = {}, model.names.n_heads // model.names.n_kv_heads
     for one in model.names.expand(components(heads)):
         if one.kind not in ("z", "pattern", "attn_scores") or one.position is not None:
             raise ValueError(f"{one} is no head; write 'z.*.*' or 'z.5.2', without a position.")
         found.setdefault(one.layer, set()).add(one.index)
-    whole = {layer: [kv for kv in range(model.names.n_kv_heads) if set(range(kv * share, (kv + 1) * share)) <= own]
-             for layer, own in sorted(found.items())}  # fmt: skip
-    return {layer: index for layer, index in whole.items() if index}
+    for layer, own in found.items():
+        for kv in sorted({head // share for head in own}):
+            every = [f"z.{layer}.{head}" for head in range(kv * share, (kv + 1) * share)]
+            if len(own & set(range(kv * share, (kv + 1) * share))) < share:
+                raise ValueError(f"Only some query heads of key-value head {kv} in layer {layer} are named, and they share what is "
+                                 f"stored: name all query heads of a key-value head, here {' and '.join(every)}.")  # fmt: skip
+    return {layer: sorted({head // share for head in own}) for layer, own in sorted(found.items())}
 
 
 def attention(module, query, key, value, attention_mask, **kwargs):
@@ -177,12 +227,12 @@ def stream(model, prompts, heads, *, sink: int = 1, window: int = 4) -> torch.Te
     """What does the model predict next, with these heads streaming and their cache truly smaller?
 
     Args:
-        prompts: a text, or a list of texts or ids; heads, sink, window: as in `StreamingCache`.
+        prompts: a text, a list of texts or ids, or a task (clean prompts of pairs); heads, sink, window: as in `StreamingCache`.
     Returns:
         [prompt, d_vocab] at the last position.
     """
-    found = []
-    for part in model._prompts(prompts).chunks():
+    found, prompts = [], texts(model, prompts)[0] if isinstance(prompts, Task) else model._prompts(prompts)
+    for part in prompts.chunks():
         cache = StreamingCache(model, heads, sink, window, part.pads)
         with streaming(model), torch.no_grad():
             out = model.hf(**model.inputs(part), **{model.cache_key: cache}, use_cache=True, logits_to_keep=1)

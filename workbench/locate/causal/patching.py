@@ -10,12 +10,14 @@ import torch
 from workbench import measure
 from workbench.locate.causal.null import as_far, donors, draws_of, partners
 from workbench.locate.causal.places import batches, cells_of
+from workbench.model.edit import probe
 from workbench.model.sweep import bar, capture, sweep
 from workbench.scores import Scores
 from workbench.task import Task
 
 DIRECTIONS = ("denoising", "noising")
 HANDFUL = 5  # prompts, too few for a deviation of their gaps
+STEPS = 4  # of the last digit, that rounding may move a logit by
 
 
 def patch(model, task: Task, at, *, positions=None, direction: str = "denoising", metric="logit_diff", null=True,
@@ -79,7 +81,7 @@ def patch(model, task: Task, at, *, positions=None, direction: str = "denoising"
     usable = [i for i in range(n) if others[i] is not None]
     gap, sign = clean - corrupted, 1 if direction == "denoising" else -1
     clusters = pairs.task.clusters()
-    refuse_without_gap(gap, clean, corrupted, metric, clusters)
+    refuse_without_gap(model, gap, clean, corrupted, metric, clusters)
     start = corrupted if direction == "denoising" else clean
     effects = sign * (patched - start)
     values, low, high = measure.ratio_of_means(effects, gap, clusters, seed=seed)
@@ -143,7 +145,7 @@ def between(model, other, task: Task, at, *, positions=None, prompt: str = "clea
             cost += (2 + spent) * len(group) / n
     gap = theirs - mine
     what, clusters = "there is nothing to trace between them.", pairs.task.clusters()
-    refuse_without_gap(gap, theirs, mine, metric, clusters, "The two models", what)
+    refuse_without_gap(model, gap, theirs, mine, metric, clusters, "The two models", what)
     effects = patched - mine
     values, low, high = measure.ratio_of_means(effects, gap, clusters, seed=seed)
     limit = measure.null_threshold(moved - mine) / abs(gap.mean()) if draws else np.full(len(found), np.nan)
@@ -167,11 +169,12 @@ def reader(pairs, metric):
     return read
 
 
-def refuse_without_gap(gap, clean, corrupted, metric, clusters=None, who="Clean and corrupted prompts", what=""):
+def refuse_without_gap(model, gap, clean, corrupted, metric, clusters=None, who="Clean and corrupted prompts", what=""):
     """No ratio where its denominator is no larger than its noise: over prompts, and over clusters of them. Where a handful of
-    prompts all differ the same way, no resample of them has a denominator of zero, and their spread says little."""
+    prompts all differ the same way, no resample of them has a denominator of zero, and their spread says little: then the
+    noise is that of the model's rounding."""
     agree = len(gap) <= HANDFUL and ((gap > 0).all() or (gap < 0).all())
-    noise = 1e-6 if agree else 3 * gap.std(ddof=1) / len(gap) ** 0.5
+    noise = _rounding(model, clean, corrupted, metric) if agree else 3 * gap.std(ddof=1) / len(gap) ** 0.5
     if (
         clusters is not None and not agree
     ):  # as wide as 3 deviations; of two or three templates no deviation can be told
@@ -184,6 +187,16 @@ def refuse_without_gap(gap, clean, corrupted, metric, clusters=None, who="Clean 
         raise ValueError(
             f"{who} hardly differ in {name_of(metric)} ({clean.mean():+.3f} and {corrupted.mean():+.3f}), so {what}"
         )
+
+
+def _rounding(model, clean, corrupted, metric) -> float:
+    """How far may two runs of one prompt differ in the metric? A few steps of the model's numbers at the size of its logits,
+    or for a metric that is no difference of logits, at its own size."""
+    if metric in ("logit_diff", "log_prob"):
+        size = model.logits(probe(model)).abs().max().item()
+    else:
+        size = max(np.abs(clean).max(), np.abs(corrupted).max())
+    return max(1e-6, STEPS * torch.finfo(model.hf.dtype).eps * size)
 
 
 def refuse_not_finite(values, metric) -> None:

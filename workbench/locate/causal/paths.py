@@ -78,7 +78,7 @@ def path_patch(model, task: Task, senders, receivers="logits", *, direction: str
             cost += (2 + spent) * half / n
     gap, sign = clean - corrupted, 1 if direction == "denoising" else -1
     clusters = pairs.task.clusters()
-    refuse_without_gap(gap, clean, corrupted, metric, clusters)
+    refuse_without_gap(model, gap, clean, corrupted, metric, clusters)
     effects = sign * (sent - (corrupted if direction == "denoising" else clean))
     values, low, high = measure.ratio_of_means(effects[0], gap, clusters, seed=seed)
     usable = [i for i in range(n) if others[i] is not None]

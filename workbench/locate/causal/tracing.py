@@ -81,7 +81,7 @@ def trace(model, task: Task, at="resid_post", *, subject: str | int | None = Non
                 spent += more
             cost += (1 + draws + spent * draws) * half / n
     gap, clusters = clean - noised.mean(0), pairs.task.clusters()
-    refuse_without_gap(gap, clean, noised.mean(0), metric, clusters, "Prompts with and without noise",
+    refuse_without_gap(model, gap, clean, noised.mean(0), metric, clusters, "Prompts with and without noise",
                        f"noise={noise:g} on {subject or 'the subject'} hides too little. Try more noise, more prompts or draws, or another span.")  # fmt: skip
     effects = (restored - noised[:, None]).mean(0)
     values, low, high = measure.ratio_of_means(effects, gap, clusters, seed=seed)

@@ -92,7 +92,7 @@ def _gradients(name, model, task, alphas, metric, null, seed, by_site=False) -> 
             found = attribution(model, wired, clean.prompts, site, values, deltas, read)
             for table, one in zip(tables, found, strict=True):
                 table[group, :, part] = one[..., part].float().cpu()
-    refuse_without_gap(*sides, metric, clusters=pairs.task.clusters())
+    refuse_without_gap(model, *sides, metric, clusters=pairs.task.clusters())
     values = [table[:, wired.exists].T.double().numpy() for table in tables]
     sites = 2 * model.names.n_layers + 1 if by_site else 1
     under, why = null_of(np.stack(values[1:]) if draws else None, others)
@@ -198,10 +198,10 @@ def null_of(effects, others) -> tuple:
     return None, "No three pairs have equal length, so there is no other pair to make a null from."
 
 
-def refuse_without_gap(clean, corrupted, metric, who="Clean and corrupted prompts", clusters=None) -> None:
+def refuse_without_gap(model, clean, corrupted, metric, who="Clean and corrupted prompts", clusters=None) -> None:
     """Do clean and corrupted prompts differ in the metric at all?"""
     what = "there is nothing a circuit could carry. task.score(model) shows it row by row."
-    patching.refuse_without_gap(clean - corrupted, clean, corrupted, metric, clusters, who, what)
+    patching.refuse_without_gap(model, clean - corrupted, clean, corrupted, metric, clusters, who, what)
 
 
 def both(model, wired: Wiring, pairs: Pairs, group: list[int]) -> tuple[Writes, Writes]:

@@ -162,7 +162,7 @@ def measured(model, task: Task, masks: list, metric):
             which = torch.arange(many).repeat(len(part))
             logits = mixed(model, wired, *runs, masks[part[0]] if len(part) == 1 else rows, which)
             kept[np.ix_(part, group)] = read(logits, own.repeat(len(part))).reshape(-1, many)
-    refuse_without_gap(clean, corrupted, metric, clusters=pairs.task.clusters())
+    refuse_without_gap(model, clean, corrupted, metric, clusters=pairs.task.clusters())
     return clean, corrupted, kept
 
 

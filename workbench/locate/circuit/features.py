@@ -103,7 +103,7 @@ def nodes(model, task: Task, saes=None, others=OTHERS, *, steps: int = 10, metri
             for draw, x in enumerate([at_clean[site], *(base[one] for one in theirs)]):
                 effect = ((x - base).float() * gradient).unflatten(-1, (names.size(site.kind) or 1, -1)).sum((1, 3))
                 found[site][draw][:, group] = effect.T.cpu().numpy()
-    refuse_without_gap(*sides, metric, clusters=pairs.task.clusters())
+    refuse_without_gap(model, *sides, metric, clusters=pairs.task.clusters())
     rows = [row for key, values in found.items() for row in _rows(names, chosen, key, values)]
     rows.sort(key=lambda row: row[0])
     per_prompt = np.stack([values[0] for _, _, values in rows])
@@ -187,7 +187,7 @@ def keep(model, task: Task, nodes, *, error: bool | None = None, rest: str = "co
             swap = _swap(names, chosen, sites, some, errors if number else set(), runs, prompts.pads, rest)
             values[number, group] = of(swapped(model, prompts, chosen, swap), rows).double().numpy()
     nothing, inside = values[0], values[1:]
-    refuse_without_gap(clean, nothing, metric, "The whole model and the model with nothing kept",
+    refuse_without_gap(model, clean, nothing, metric, "The whole model and the model with nothing kept",
                        pairs.task.clusters())  # fmt: skip
     shares, low, high = measure.ratio_of_means(inside - nothing, clean - nothing, pairs.task.clusters(), seed=seed)
     size = len(wanted) + len(errors)

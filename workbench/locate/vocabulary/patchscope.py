@@ -104,20 +104,26 @@ def patchscope(model, prompts, at="resid_post.*@-1", *, target: str | None = Non
         at: where states come from: embed, resid_pre or resid_post with a position ("resid_post.*@-1", "@subject").
         target: the target prompt with {} once. By default random words of the model's own, "a {} b c d e a": a model with
             induction heads repeats the word at {}, whatever it is.
-        into: "resid_pre.2", the stream that takes the state; by default the same as it came from.
+        into: "resid_pre.2", the stream that takes the state; by default the same as it came from, with `through` "embed".
         answers: for all or one each; by default what the model itself predicts after the prompt.
         through: words that the state is read through: it is read by the logit lens among these words alone, and what is set
             is their embeddings, weighted by the softmax. So a late state, which is written for the way out, can be set at
-            an early layer, which reads words. Use it with into="embed". For words of one token each.
+            an early layer, which reads words. For a word or a list, of one token each.
         seed: of the random words, and of the word that the state replaces.
     Returns:
         Patchscope, with what the target can do at best (`repeats`) and what chance gives (`other_first`).
     Raises:
-        ValueError: for a target without one {}, a state without a position, a kind that is no stream, or a word in
-            `through` that is not one token.
+        ValueError: for a target without one {}, a state without a position, a kind that is no stream, no word in
+            `through`, or one that is not one token.
     Source:
         Ghandeharioun et al. 2024, "Patchscopes: a unifying framework for inspecting hidden representations".
     """
+    if through is not None:
+        through, into = [through] if isinstance(through, str) else list(through), into or "embed"
+        if not through:
+            raise ValueError(
+                "through=[] holds no word to read the state by; give some, such as through=['cat', 'dog']."
+            )
     found, answer, task = asked(model, prompts, answers, spans)
     given, names = components(at), model.names
     for one in [*given, *([Component.parse(into)] if into else [])]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from workbench.intervention import Delta, Intervention
+from workbench.model.plan import check_recipe
 from workbench.recipe import Recipe, flatten
 from workbench.steer.optimization.learning import Keep, LowRank, Masked, train_weights
 from workbench.steer.optimization.masks import matrices, random_masks, weight_masks
@@ -33,9 +34,11 @@ def finetune(model, task, at, *, keep=("background",), keep_weight: float = 1.0,
             What is to stay is held without it.
     Returns:
         Delta of the best check; `history` is a table of all checks, `controls` the same tuning of other weights, to be
-        called by name: "random mask" (`random_masks`) and "full tuning" (all weights). Neither is saved with it.
+        called by name: "random mask" (`random_masks`) and "full tuning" (all weights). Neither is saved or copied with it;
+        until then they hold on to the model.
     Raises:
-        ValueError: when no check is within the budget; for components without weights; for a change of weights `during`.
+        ValueError: when no check is within the budget; for components without weights; for a change of weights `during`, or a recipe
+            made for another model.
     Source:
         Masked gradients as in Chen et al. 2024 ("Finding safety neurons" and "From yes-men to truth-tellers", pinpoint
         tuning); `during` as in Chen et al. 2025, "Persona vectors", section 5.2.
@@ -81,6 +84,7 @@ def lora(model, task, at=("attn_out.*", "mlp_out.*"), *, rank: int = 4, alpha: f
 
 
 def _train(model, task, change, keep, keep_weight, seed, batch, during=(), **settings) -> Delta:
+    check_recipe(model, during)
     rows, held = fit_and_held(model, task)
     acting = list(flatten([during] if isinstance(during, (Intervention, Recipe)) else during))
     staying = Keep(model, keep, keep_weight)
