@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny import build, tokenizer
 from torch.utils.flop_counter import FlopCounterMode
 
 import workbench as wb
@@ -22,11 +23,36 @@ def test_what_is_left_is_the_model_that_looks_at_nothing_else(tiny, words):
         pytest.skip("no masks to compare with")
     (prompt,) = words(9)
     n = len(tiny.ids(prompt))
-    for keep, by in ((0.5, "recent"), (0.3, "recent")):
-        said, kept = prune(tiny, prompt, keep, after=0, by=by)
-        gone = tuple(range(n - int(kept[0])))
+    for keep, by, seed in ((0.5, "recent", 0), (0.3, "recent", 0), (0.5, "random", 0), (0.5, "random", 1)):
+        said, (count,) = prune(tiny, prompt, keep, after=0, by=by, seed=seed)
+        order = torch.rand(n, generator=torch.Generator().manual_seed(seed)) if by == "random" else torch.arange(n) / n
+        order[-1] = torch.inf
+        gone = tuple(i for i in range(n) if i not in order.topk(int(count)).indices.tolist())
         masked = wb.Attend(["attn_scores.1.*", "attn_scores.2.*"], gone)
         assert (said - tiny.logits([prompt], masked)).abs().max() < 1e-4
+
+
+def test_what_needs_no_weights_runs_with_fused_attention(llama, words):
+    hf = build("llama")
+    hf.set_attn_implementation("sdpa")
+    fused = wb.load(hf, tokenizer=tokenizer())
+    for by in ("random", "recent"):
+        said, want = (prune(model, words(12), 0.5, after=0, by=by)[0] for model in (fused, llama))
+        assert (said - want).abs().max() < 1e-5
+    with pytest.raises(ValueError, match=r"'recent', or hf\.set_attn_implementation"):
+        prune(fused, words(12), 0.5, after=0)
+
+
+def test_local_attention_does_not_choose_beyond_its_window(course, words):
+    model = wb.load(build("gemma3_text"), tokenizer=tokenizer())  # layer 1 alone sees more than 4 tokens
+    with pytest.raises(ValueError, match="Write after=1 or"):
+        prune(model, words(9), after=0)
+    assert prune(model, words(9), after=1)[1] == round(0.5 * len(model.ids(words(9)[0])))
+    assert prune(model, words(3), 0.5, after=0)[1] == 2  # all within the window
+    with pytest.raises(ValueError, match="Layer 0 is local: the last token sees 2 tokens"):
+        prune(course, wb.Task.load("ioi").column("clean")[:1], after=0)
+    with pytest.raises(ValueError, match="Write by='recent'"):
+        prune(wb.load(build("mistral"), tokenizer=tokenizer()), words(9), after=0)
 
 
 def test_attention_chooses_and_the_last_token_stays(llama, words):

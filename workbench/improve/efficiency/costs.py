@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from workbench.improve.efficiency.streaming import StreamingCache, cache_bytes, own_layers, streaming
+from workbench.improve.efficiency.streaming import StreamingCache, attention_as, cache_bytes, own_layers, streaming
+from workbench.locate.vocabulary.readout import asked
 
 
 @dataclass(frozen=True)
@@ -49,19 +50,23 @@ def costs(
 ) -> Costs:
     """What does it cost to read these prompts and to write a few tokens?
 
-    Every prompt is run by itself, prompt first, then greedily token by token on its cache. Multiply-adds are counted by
-    torch (matrix products, which is nearly all there is); seconds are measured in runs of their own, without counting.
+    Every prompt is run by itself, prompt first, then greedily token by token on its cache. What is counted are the
+    multiply-adds of matrix products, which is nearly all there is: those with weights, of experts those that a token is sent
+    to, and in attention every query with every key, hidden ones included. Fused kernels ("sdpa", "grouped_mm") compute the
+    same in products that torch does not count, so while counting, attention and experts are plain ones. Seconds are measured
+    in runs of their own, as the model is.
 
     Args:
+        prompts: a text, a list of texts or ids, a task or the name of a bundled one (clean prompts of pairs).
         heads, sink, window: streaming heads and what they keep, as in `StreamingCache`; None for the model's own cache.
         new_tokens: how many tokens are written, whatever they are.
         repeats: of the timed runs; the best counts. Times of a busy machine say little; operations and bytes are exact.
     """
     if new_tokens < 1 or repeats < 1:
         raise ValueError(f"costs needs new_tokens=1 or more and repeats=1 or more; got {new_tokens} and {repeats}.")
-    rows, found = model._prompts(prompts).ids, []
+    rows, found = asked(model, prompts)[0].ids, []
     for ids in rows:
-        with FlopCounterMode(display=False) as counter:
+        with _countable(model), FlopCounterMode(display=False) as counter:
             run = decode(model, ids, heads, sink, window)
             next(run)
             first = counter.get_total_flops() / 2
@@ -72,6 +77,7 @@ def costs(
         found.append((first, later, cache_bytes(cache), len(ids) + new_tokens))
     took = []
     for _ in range(repeats):
+        _finish(model)
         began = time.perf_counter()
         for ids in rows:
             run = decode(model, ids, heads, sink, window)
@@ -83,7 +89,8 @@ def costs(
 
 
 def decode(model, ids: torch.Tensor, heads=None, sink: int = 1, window: int = 4):
-    """Greedy decoding without end on a cache: yields (logits [d_vocab], cache) after the prompt and after each token.
+    """Greedy decoding without end on a cache: yields (logits [d_vocab], cache) after the prompt and after each token,
+    once they are there (a GPU is waited for).
 
     Args:
         heads: the streaming heads; None for the model's own cache.
@@ -95,8 +102,30 @@ def decode(model, ids: torch.Tensor, heads=None, sink: int = 1, window: int = 4)
     while True:
         with torch.no_grad(), streaming(model) if heads is not None else contextlib.nullcontext():
             out = model.hf(input_ids=step, **{model.cache_key: cache}, use_cache=True, logits_to_keep=1)
+        _finish(model)
         yield out.logits[0, -1], cache
         step = out.logits[:, -1:].argmax(-1)
+
+
+@contextlib.contextmanager
+def _countable(model):
+    """Inside, attention and experts are plain matrix products."""
+    config, before = model.hf.config, model.hf.config._experts_implementation
+    with attention_as(model, "eager"):
+        config._experts_implementation = "eager"
+        try:
+            yield
+        finally:
+            config._experts_implementation = before
+
+
+def _finish(model) -> None:
+    """Waits until accelerators have done what they were given: they compute while Python runs on."""
+    for device in {parameter.device for parameter in model.hf.parameters()}:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        elif device.type == "mps":
+            torch.mps.synchronize()
 
 
 def weight_bytes(model) -> int:

@@ -7,6 +7,9 @@ from operator import attrgetter
 
 import torch
 
+from workbench.improve.efficiency.streaming import own_layers
+from workbench.locate.vocabulary.readout import asked
+from workbench.model.edit import LOCK
 from workbench.model.names import first
 
 ALONG = ("position_ids", "cache_position", "alibi")  # what a block is given for each token, its last axis
@@ -21,13 +24,15 @@ def prune_tokens(model, prompts, keep: float = 0.5, *, after: int = 2, by: str =
     always stays. Prompts run one by one.
 
     Args:
+        prompts: a text, a list of texts or ids, a task or the name of a bundled one (clean prompts of pairs).
         keep: the share of tokens that go on, above 0 and at most 1 (then nothing changes).
         after: the last layer that sees all tokens, and whose attention chooses.
-        by: "attention"; "random" is the control, "recent" keeps the latest tokens.
+        by: "attention", which layer `after` has to pay to all tokens; "random" is the control, "recent" keeps the latest.
     Returns:
         (logits [prompt, d_vocab], how many tokens went on [prompt]).
     Raises:
-        ValueError: for another share, layer or way; where attention gives no weights to choose by.
+        ValueError: for another share, layer or way; where attention gives no weights to choose by, or is local and a prompt
+            longer than its window.
     Source:
         Chen et al. 2024, "An image is worth 1/2 tokens after layer 2" (FastV), there for image tokens.
     """
@@ -40,11 +45,17 @@ def prune_tokens(model, prompts, keep: float = 0.5, *, after: int = 2, by: str =
         )
     if by not in ("attention", "random", "recent"):
         raise ValueError(f"by={by!r} is unknown; choose 'attention', 'random' or 'recent'.")
+    rows, own = asked(model, prompts)[0].ids, own_layers(model)
+    if by == "attention" and keep < 1 and own[after].is_sliding and max(map(len, rows)) > own[after].sliding_window:
+        whole = [f"after={layer} or " for layer in range(names.n_layers - 1) if not own[layer].is_sliding]
+        raise ValueError(f"Layer {after} is local: the last token sees {own[after].sliding_window} tokens there, and cannot choose among all. "
+                         f"Write {''.join(whole[:1])}by='recent'.")  # fmt: skip
     rng, chosen, weights, length = torch.Generator().manual_seed(seed), [], [], []
 
     def watch(module, inputs, output):
         if not isinstance(output, tuple) or len(output) < 2 or output[1] is None:
-            raise ValueError(f"Attention of {model.hf.config.model_type!r} gives no weights to choose tokens by.")
+            raise ValueError(f"Attention of {model.hf.config.model_type!r} gives no weights to choose tokens by. Write by='recent', or "
+                             "hf.set_attn_implementation('eager') before wb.load.")  # fmt: skip
         weights[:] = [output[1][0, :, -1].float().mean(0)]  # [key]
 
     def choose(n: int) -> torch.Tensor:
@@ -73,22 +84,22 @@ def prune_tokens(model, prompts, keep: float = 0.5, *, after: int = 2, by: str =
         return (whole, *output[1:]) if isinstance(output, tuple) else whole
 
     layer_of = {block: i for i, block in enumerate(blocks)}
-    hooks = [block.register_forward_pre_hook(shorten, with_kwargs=True) for block in list(blocks)[after + 1 :]]
-    hooks += [
-        attrgetter(names.row.attn)(blocks[after]).register_forward_hook(watch),
-        blocks[-1].register_forward_hook(spread),
-    ]
     found, counts = [], []
-    try:
-        for ids in model._prompts(prompts).ids:
-            length[:] = [len(ids)]
-            with torch.no_grad():
-                out = model.hf(input_ids=ids[None].to(model.hf.device), use_cache=False, logits_to_keep=1)
-            found.append(out.logits[0, -1].float().cpu())
-            counts.append(len(chosen[0]))
-    finally:
-        for one in hooks:
-            one.remove()
+    with LOCK:  # another thread's pass would meet the hooks
+        hooks = [block.register_forward_pre_hook(shorten, with_kwargs=True) for block in list(blocks)[after + 1 :]]
+        hooks.append(blocks[-1].register_forward_hook(spread))
+        if by == "attention":
+            hooks.append(attrgetter(names.row.attn)(blocks[after]).register_forward_hook(watch))
+        try:
+            for ids in rows:
+                length[:] = [len(ids)]
+                with torch.no_grad():
+                    out = model.hf(input_ids=ids[None].to(model.hf.device), use_cache=False, logits_to_keep=1)
+                found.append(out.logits[0, -1].float().cpu())
+                counts.append(len(chosen[0]))
+        finally:
+            for one in hooks:
+                one.remove()
     return torch.stack(found), torch.tensor(counts)
 
 
