@@ -141,6 +141,8 @@ def components(at) -> tuple[Component, ...]:
     """One component, its printed form, or a list of either, as a tuple of components."""
     if isinstance(at, (str, Component)):
         return (Component.parse(at),)
+    if not isinstance(at, Iterable):
+        raise TypeError(f"A component is written like 'z.4.2' or 'resid_post.3@-1', several as a list; got {at!r}.")
     found = tuple(Component.parse(one) for one in at)
     if not found:
         raise ValueError("No component was given. Name at least one, for example 'z.4.2' or 'resid_post.3@-1'.")

@@ -25,7 +25,8 @@ class Intervention:
     Affine, Attend, Window, Delta.
 
     Attributes:
-        at: a component, its printed form, or a list of them; kept as a tuple of components. Empty for a `Delta`.
+        at: a component, its printed form such as "expert.1.2", a family ("z.4.*"), or a list of them; kept as a tuple of
+            components. Empty for a `Delta`.
         phase: "prompt" (prompt tokens), "generation" (every generated token, no prompt token) or "both".
         gate: for which prompts it acts, a `Gate`; None for all.
     """
@@ -86,7 +87,7 @@ class Intervention:
         return self
 
     def gated(self, gate: Gate | None) -> Intervention:
-        """The same change for the prompts that the gate lets through; None takes a gate off."""
+        """The same change for the prompts that this gate lets through, in place of the gate it had; None takes a gate off."""
         return replace(self, gate=gate)
 
     def __neg__(self) -> Intervention:
@@ -146,7 +147,7 @@ class Zero(Intervention):
     """What happens without this component? Its activation becomes 0 (zero ablation; off the data's distribution).
 
     Of an expert the activation is its routing weight, so what it adds to the FFN's output is gone; the other experts keep
-    their weights, which are not made to sum to 1 again.
+    their weights, which are not made to sum to 1 again. Of a router it makes all logits equal: the choice is then a tie.
     """
 
     def change(self, x: torch.Tensor, which: int) -> torch.Tensor:
@@ -241,7 +242,8 @@ class Add(Intervention):
     """What happens when the stream is pushed along a direction?
 
     Args:
-        vector: [width].
+        vector: [width]. At "router.1", [n_experts], it makes experts more or less likely to be chosen; at "expert.1.2", [1], it
+            adds to a routing weight, also at tokens where the expert was not chosen.
         strength: how far. `2 * a`, `-a` return the same vector at another strength; 0 changes nothing, bit for bit.
         unit: "raw" adds strength * vector; "norm" adds strength * |x| * vector/|vector|, the strength being in
             units of the local norm |x| at each token; "angle" turns x by `strength` degrees towards the vector (as far

@@ -80,6 +80,7 @@ class Recipe:
         Raises:
             ValueError: listing what does not fold into the weights, why, and what to type instead.
         """
+        _model_first(model, "recipe.bake(model, folder)")
         return model.bake(self, folder, **({} if dtype is None else {"dtype": dtype}))
 
     def to_code(self, model, folder=None, name: str | None = None) -> str:
@@ -91,6 +92,7 @@ class Recipe:
         Raises:
             ValueError: listing what no script is written for.
         """
+        _model_first(model, "recipe.to_code(model, folder)")
         text = model.to_code(self, name)
         if folder is not None:
             (self.save(folder) / "code.py").write_text(text, encoding="utf-8")
@@ -102,27 +104,39 @@ class Recipe:
         Raises:
             ValueError: listing what is no push of every token after a block from 1 on.
         """
+        _model_first(model, "recipe.to_gguf(model, file)")
         return model.to_gguf(self, file, hint)
 
     def to_peft(self, model, folder, rank: int | None = None, tolerance: float = 1e-5) -> Path:
-        """The changes of weights as a LoRA adapter, for `peft.PeftModel.from_pretrained(hf_model, folder)`. See
+        """The changes of weights (`Delta`) as a LoRA adapter, for `peft.PeftModel.from_pretrained(hf_model, folder)`. See
         `workbench.model.peft`.
 
         Args:
-            rank: the most directions a matrix may take; tolerance: the share of a change that may be lost.
+            model: the model of `wb.load` whose weights the recipe changes.
+            folder: to write adapter_config.json and adapter_model.safetensors into, both or nothing.
+            rank: the most directions a matrix may take, a whole number from 1; None for as many as it needs.
+            tolerance: the share of a change that may be lost.
         Raises:
             ValueError: listing interventions on activations, and changes of higher rank with what they would lose.
         """
+        _model_first(model, "recipe.to_peft(model, folder)")
         return model.to_peft(self, folder, rank, tolerance)
 
     @classmethod
     def from_peft(cls, model, folder) -> Recipe:
         """A LoRA adapter that peft trained, as a recipe for this model. See `workbench.model.peft`.
 
+        Args:
+            model: the base model that the adapter was trained on, from `wb.load`; without the adapter.
+            folder: a local one that peft's `save_pretrained` wrote, with adapter_config.json and adapter_model.safetensors (from
+                the hub: huggingface_hub.snapshot_download(name)).
+        Returns:
+            A recipe of one `Delta` in factors, which acts as peft runs the adapter, unmerged.
         Raises:
             FileNotFoundError: when `folder` holds no adapter.
             ValueError: listing what is no plain LoRA, and what does not fit the model.
         """
+        _model_first(model, "wb.Recipe.from_peft(model, folder)")
         return model.from_peft(folder)
 
     @classmethod
@@ -158,6 +172,12 @@ def flatten(interventions) -> tuple[Intervention, ...]:
         else:
             raise TypeError(f"{one!r} is no intervention. Build one, for example wb.Zero('z.4.2').")
     return tuple(flat)
+
+
+def _model_first(model, call: str) -> None:
+    """Refuse a path, or a model of another library, where a model of `wb.load` belongs."""
+    if not hasattr(model, "from_peft"):
+        raise TypeError(f"{call}: first comes a model of wb.load; got {model if isinstance(model, (str, Path)) else type(model).__name__}.")
 
 
 def _fingerprints(interventions) -> set[str]:

@@ -32,7 +32,11 @@ class Task:
     """A behaviour as rows of prompts.
 
     Args:
-        rows: a list of dicts, or a pandas or datasets table.
+        rows: a list of dicts, or a pandas or datasets table. A row has the texts `clean`, `corrupted`, `answer` and `foil` (pairs:
+            the answer is right after clean, the foil after corrupted); or `text` and `label`; or `text` alone. It may have
+            `spans` {name: [start, end] characters of clean, or a substring}, `split` ("fit", "select", "test", "ood"),
+            `entity` and `template` (who and how it asks, to hold out), and in pairs `completion` (a whole answer that begins
+            with `answer`, for training).
         name: for titles.
     """
 

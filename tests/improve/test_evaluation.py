@@ -306,6 +306,16 @@ def test_dividing_all_logits_is_caught(trained, uneven):
     assert "NOT shown to help: keeps mass on uneven" in found.verdict and "sure (in probability)" in found.verdict
 
 
+def test_a_split_is_a_name_and_has_to_be_there(trained, target):
+    """A misspelt split must not become the whole task, rows that were fitted on included."""
+    one = wb.improve.evaluate(trained, wb.Scale("z.0.0", 1), target, splits="ood", draws=0)
+    assert set(one.frame.split) == {"ood"}
+    with pytest.raises(ValueError, match="splits fit, ood, test, none of oood"):
+        wb.improve.evaluate(trained, wb.Scale("z.0.0", 1), target, splits=("oood",), draws=0)
+    whole = wb.improve.evaluate(trained, wb.Scale("z.0.0", 1), target.split("fit"), draws=0)
+    assert set(whole.frame.split) == {"all"}
+
+
 def test_a_small_mass_that_is_lost_is_caught(trained):
     """Where answer and foil have a hundredth of the probability, both can be lost within an absolute tolerance."""
     rare = wb.Task([row | {"answer": "w30", "foil": "w31", "spans": {}} for row in copying(24)], "rare")

@@ -48,7 +48,8 @@ def evaluate(model, recipe, target, guards=(), *, aim: str = "answer", still=(),
             evening out one side alone may be a push of all to the other.
         still: tasks of pairs, or names, in which the answer's probability should move neither up nor down. Rows whose
             answers are each other's foils would hide a push from one to the other.
-        splits: evaluated apart; a task that has none of them is evaluated whole, as split "all".
+        splits: a name or several, evaluated apart; a task without splits, or with rows of one other split only, is evaluated
+            whole, as split "all".
         controls: further recipes to compare with, by name: {"shuffled labels": push, "full tuning": delta}; one that is
             named like a tuning control stands in its place.
         prompt: words put before every prompt of the target as a control, such as "system : be cheerful .": is asking enough?
@@ -59,14 +60,15 @@ def evaluate(model, recipe, target, guards=(), *, aim: str = "answer", still=(),
     Returns:
         Report; `report.checks` has the claims and whether they hold, `report.verdict` says them in words.
     Raises:
-        ValueError: for an unknown aim, a target or still task that is no task of pairs, two tasks of one name, or a recipe
-            that cannot act on a task's prompts (a span they do not have), words of `prompt` that the model cannot read; nothing
-            has run then.
+        ValueError: for an unknown aim, splits that a task does not have, a target or still task that is no task of pairs, two
+            tasks of one name, a recipe that cannot act on a task's prompts (a span they do not have), words of `prompt` that
+            the model cannot read; nothing has run then.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe([recipe])
     if not isinstance(aim, str) or aim not in AIMS:
         raise ValueError(f"aim={aim!r} is unknown; choose {', '.join(map(repr, AIMS))}.")
     guards, still = ([one] if isinstance(one, (str, Task)) else list(one) for one in (guards, still))
+    splits = [splits] if isinstance(splits, str) else list(splits)
     target, *guards = (Task.of(one) for one in (target, *guards))
     still = [Task.of(one) for one in still]
     for what, task in (("target", target), *(("still task", one) for one in still)):
@@ -132,9 +134,16 @@ def _refuse_misfits(model, name: str, recipe: Recipe, parts: dict) -> None:
 
 
 def _parts(model, task: Task, splits) -> list[tuple[str, Task]]:
-    """The splits that are there, with the rows that fit the model."""
+    """The splits that are there, with the rows that fit the model.
+
+    Raises:
+        ValueError: for a task of several splits, none of which is asked for: as a whole it has rows that were fitted on.
+    """
     have = set(task.column("split"))
     found = [(name, task.split(name)) for name in splits if name in have] or [("all", task)]
+    if found[0][0] == "all" and len(have) > 1:
+        raise ValueError(f"Task {task.name!r} has the splits {', '.join(sorted(map(str, have)))}, none of {', '.join(splits)}. "
+                         "Give splits= one of them, or task.split(name), which is then evaluated whole.")  # fmt: skip
     return [(name, part.on(model).task if part.kind == "pairs" else part) for name, part in found]
 
 

@@ -188,12 +188,12 @@ NO_BIAS = "it needs a constant added, and {} has no bias and can be given none"
 def _always(step: Step) -> str | None:
     """Reasons that hold for every architecture."""
     one, component = step.one, step.component
+    if one.gate is not None:
+        return "its gate opens for some prompts only; one.gated(None) takes the gate off"
     if component.position is not None:
         return f"it acts at one position, weights act on every token; without position it is {component.at(None)}"
     if one.phase != "both":
         return f"it acts in phase {one.phase!r}, weights act on every token; write phase='both' for that"
-    if one.gate is not None:
-        return "its gate opens for some prompts only; one.gated(None) takes the gate off"
     if component.kind == "feature":
         return "a feature's change depends on what its SAE reads; its decoder row as wb.Add(place, vector) is constant and folds"
     if isinstance(one, Add) and one.unit != "raw":

@@ -40,9 +40,10 @@ def load(name, *, revision: str | None = None, tokenizer=None, bos: bool | None 
         device: "cpu" or "cuda"; None leaves the model where transformers puts it.
     Raises:
         ValueError: for a name that is neither bundled, nor a folder, nor to be had from the hub; for a revision it does
-            not have; for an architecture that cannot be named.
+            not have; for an architecture that cannot be named; for a model with adapters of peft in it.
     """
     if isinstance(name, torch.nn.Module):
+        _refuse_wrapped(name)
         if tokenizer is None:
             raise ValueError("A model given as a module needs its tokenizer: wb.load(module, tokenizer=...).")
         if revision is not None:
@@ -71,11 +72,20 @@ def load(name, *, revision: str | None = None, tokenizer=None, bos: bool | None 
     finally:
         if bars:
             logging.enable_progress_bar()
+    _refuse_wrapped(hf)  # of a folder with an adapter in it, transformers makes one where peft is installed
     if path.is_dir() and revision is not None:
         _set_weights(hf, path / "checkpoints" / f"{revision}.safetensors")
     model = Model(hf.to(device) if device else hf, tokenizer, bos=bos)
     model.revision = revision
     return model
+
+
+def _refuse_wrapped(hf) -> None:
+    """A model with adapters of peft still in it; what is left after merging or unloading them is a plain one."""
+    if any(type(one).__module__.split(".")[0] == "peft" for one in hf.modules()):
+        raise ValueError("This model has adapters of peft in it. Put them into its weights, wb.load(peft_model.merge_and_unload(), "
+                         "tokenizer=...), or load the base model without them and read the adapter as a recipe: "
+                         "wb.Recipe.from_peft(wb.load(base), folder).")  # fmt: skip
 
 
 def _set_weights(hf, file: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 import re
@@ -50,7 +49,7 @@ def from_peft(model, folder) -> Recipe:
     """
     folder = Path(folder).expanduser()
     config, tensors = _opened(folder)
-    refused = [f"{key}={value!r} is more than two factors, or starts from other weights than the model's" for key, value in config.items()
+    refused = [(f"{key}={value!r}", "more than two factors, or a start from other weights than the model's") for key, value in config.items()
                if key not in (*USED, *NO_MATTER) and value and value != "none"
                and not (key == "init_lora_weights" and value in STARTS)]  # fmt: skip
     pairs: dict[str, dict[str, torch.Tensor]] = {}
@@ -61,15 +60,15 @@ def from_peft(model, folder) -> Recipe:
         else:  # peft saves an embedding's own weights beside its factors
             own = weights.get(key.removeprefix("base_model.model.").replace(".base_layer.", "."))
             if own is None or not torch.equal(own.detach().cpu().to(tensor.dtype), tensor):
-                refused.append(f"{key} {list(tensor.shape)} is no factor, and no weight that this model has already")
-    refused += [f"{path}: {reason}" for path, pair in pairs.items() if (reason := _misfit(model, path, pair))]
+                refused.append((f"{key} {list(tensor.shape)}", "no factor, and no weight that this model has already"))
+    ranks, alphas = _by_module(folder, config, "r"), _by_module(folder, config, "lora_alpha")
+    refused += [(path, reason) for path, pair in pairs.items() if (reason := _misfit(model, path, pair, ranks(path)))]
     if refused or not pairs:
-        lines = [f"- {one}." for one in refused] or [f"- {folder / TENSORS} holds no lora_A and lora_B."]
+        lines = _listed(refused) or [f"- {folder / TENSORS} holds no lora_A and lora_B."]
         raise ValueError("\n".join([f"No recipe was made of {folder}:", *lines, READS]))
-    factors, alphas = {}, _alphas(folder, config)
+    factors = {}
     for path, pair in pairs.items():
-        name, (rank, _) = f"{path}.weight", pair["A"].shape
-        alpha = next(value for pattern, value in alphas if pattern.match(path))
+        name, (rank, _), alpha = f"{path}.weight", pair["A"].shape, alphas(path)
         left = pair["B"].float() * (alpha / (rank**0.5 if config.get("use_rslora") else rank))
         sides = _turned(model, path, left, pair["A"].float())
         factors |= {f"{name}.{side}": one for side, one in zip(("left", "right"), sides, strict=True)}
@@ -101,19 +100,19 @@ def to_peft(model, recipe, folder, rank: int | None = None, tolerance: float = 1
         raise ValueError(f"rank={rank!r}: give a whole number from 1, or None for as many as a change needs.")
     if not isinstance(tolerance, Real) or not 0 <= tolerance < 1:
         raise ValueError(f"tolerance={tolerance!r}: give a share from 0 to below 1; 1e-5 is usual.")
-    refused, changes = [], {}
+    refused, changes, larger = [], {}, {}
     weights = dict(model.hf.named_parameters(remove_duplicate=False))
     for one in [one for one in flatten(recipe) if not one.does_nothing]:
         if isinstance(one, Delta):
             for name, own in reached(weights, one).items():
                 changes.setdefault(name, []).append((one, own))
         else:
-            refused.append(f"{one!r}: an adapter changes weights, not activations; bake it, or leave it out")
+            refused.append((repr(one), "an adapter changes weights, not activations; bake it, or leave it out"))
     kept: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     for name, parts in changes.items():
         path = name.removesuffix(".weight")
         if path == name or not _carries(model.hf.get_submodule(path)):
-            refused.append(f"{name}: LoRA changes matrices of linear layers, Conv1D and plain embeddings only")
+            refused.append((name, "LoRA changes matrices of linear layers, Conv1D and plain embeddings only"))
             continue
         left, sizes, right = _decomposed(parts)
         lost = sizes.square().flip(0).cumsum(0).flip(0).sqrt() / sizes.norm().clamp(min=1e-300)  # from this one on
@@ -121,15 +120,17 @@ def to_peft(model, recipe, folder, rank: int | None = None, tolerance: float = 1
         rows, width = weights[name].shape
         most = (rows * width - 1) // (rows + width) if rank is None else rank
         if need > most:
-            refused.append(f"{name}: rank {most}{' (the most that saves anything)' if rank is None else ''} loses "
-                           f"{lost[most]:.2g} of the change, more than tolerance={tolerance:g}; give rank={need} or a larger tolerance")  # fmt: skip
+            larger.setdefault(most, []).append((float(lost[most]), need, name))
         elif need:
             root = sizes[:need].sqrt()
             kept[path] = _turned(model, path, left[:, :need] * root, root[:, None] * right[:need])
+    for most, found in larger.items():
+        reason = (f"rank {most}{' (the most that saves anything)' if rank is None else ''} loses {'up to ' if len(found) > 1 else ''}"
+                  f"{max(found)[0]:.2g} of the change, more than tolerance={tolerance:g}; give rank={max(need for _, need, _ in found)} "
+                  "or a larger tolerance")  # fmt: skip
+        refused += [(name, reason) for *_, name in found]
     if refused or not kept:
-        lines = [
-            f"- {one}." for one in refused or ["the recipe changes no weight; an adapter holds wb.Delta(weights=...)"]
-        ]
+        lines = _listed(refused) or ["- the recipe changes no weight; an adapter holds wb.Delta(weights=...)."]
         raise ValueError("\n".join(["No adapter was written:", *lines, "recipe.bake(model, folder) writes whole weights instead, for changes "
                                     "of any rank and for activations where they fold."]))  # fmt: skip
     size, tensors = max(len(right) for _, right in kept.values()), {}
@@ -168,28 +169,41 @@ def _opened(folder: Path) -> tuple[dict, dict[str, torch.Tensor]]:
         raise ValueError(f"{folder / TENSORS} is damaged: {error}. Save or download it again.") from None
 
 
-def _alphas(folder: Path, config: dict) -> list[tuple[re.Pattern, float]]:
-    """Which alpha has a module? That of the first pattern that its path matches, as peft looks it up."""
+def _by_module(folder: Path, config: dict, key: str):
+    """Which rank ("r") or alpha ("lora_alpha") has a module? That of the first pattern that its path matches, as peft looks it
+    up: a function of the path."""
+    patterns = {"r": "rank_pattern", "lora_alpha": "alpha_pattern"}[key]
     try:
-        given = [*(config.get("alpha_pattern") or {}).items(), (".*", config.get("lora_alpha", 8))]
-        return [(re.compile(rf"(.*\.)?({key})$"), float(value)) for key, value in given]
+        given = [*(config.get(patterns) or {}).items(), (".*", config.get(key, 8))]
+        values = [(re.compile(rf"(.*\.)?({pattern})$"), float(value)) for pattern, value in given]
     except (AttributeError, TypeError, ValueError, re.error) as error:
-        raise ValueError(f"{folder / CONFIG}: lora_alpha and alpha_pattern must be a number and numbers by the path of a module "
+        raise ValueError(f"{folder / CONFIG}: {key} and {patterns} must be a number and numbers by the path of a module "
                          f"or a pattern of it ({error}). {READS}") from None  # fmt: skip
+    return lambda path: next(value for pattern, value in values if pattern.match(path))
 
 
-def _misfit(model, path: str, pair: dict[str, torch.Tensor]) -> str | None:
+def _listed(refused: list[tuple[str, str]], most: int = 5) -> list[str]:
+    """A line for each reason with what it holds for, at most `most` of them."""
+    by: dict[str, list[str]] = {}
+    for what, reason in refused:
+        by.setdefault(reason, []).append(what)
+    lines = [f"- {what[0]}{f' and {len(what) - 1} more' if what[1:] else ''}: {reason}." for reason, what in by.items()]
+    return lines if len(lines) <= most else [*lines[: most - 1], f"- ... and {len(lines) - most + 1} more reasons."]
+
+
+def _misfit(model, path: str, pair: dict[str, torch.Tensor], said: float) -> str | None:
     """Why these factors are none of this model's module."""
     modules = dict(model.hf.named_modules())
     if path not in modules:
-        near = difflib.get_close_matches(path, modules, 1, 0.4)
-        return f"this model has no such module{f'; did the adapter mean {near[0]}' if near else ''}"
+        return "this model has no such module; the adapter is another model's"
     if not _carries(modules[path]):
         return f"a {type(modules[path]).__name__} takes no LoRA here"
     paired = set(pair) == {"A", "B"} and all(one.dim() == 2 for one in pair.values())
     if not (paired and 0 < len(pair["A"]) == pair["B"].shape[1]):
         given = ", ".join(f"lora_{side} {list(one.shape)}" for side, one in pair.items())
         return f"lora_A [r, in] and lora_B [out, r] are needed, but given is {given}"
+    if len(pair["A"]) != said:
+        return f"its factors have rank {len(pair['A'])}, but {CONFIG} says {said:g} (r, rank_pattern); one of them is another adapter's"
     left, right = _turned(model, path, pair["B"], pair["A"])
     given, own = [len(left), right.shape[1]], list(modules[path].weight.shape)
     return None if given == own else f"its weight is {own}, but the factors make {given}; they are another model's"

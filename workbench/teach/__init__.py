@@ -29,7 +29,8 @@ def check(exercise: str, answer, *given) -> None:
     try:
         right = not missing and bool(test(answer, *given))
     except (ValueError, TypeError, KeyError) as error:
-        right, hint = False, f"{error} {hint}"
+        why = str(error) if isinstance(answer, str) else f"A {type(answer).__name__} is no answer here."
+        right, hint = False, f"{why} {hint}"
     if right:
         print(f"{exercise}: right{_echo(answer)}. {praise}")
     else:

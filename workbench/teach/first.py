@@ -5,6 +5,12 @@ from __future__ import annotations
 from workbench.component import Component
 
 
+def _is_head(answer, wanted: Component) -> bool:
+    """With or without its position, alone or in a list of one."""
+    answer = answer[0] if isinstance(answer, (list, tuple)) and len(answer) == 1 else answer
+    return Component.parse(answer) in (wanted, wanted.at(None))
+
+
 def _object_of(answer, wanted: str) -> bool:
     return str(Component.parse(answer)) == wanted
 
@@ -28,9 +34,9 @@ def _stability(scores):
 # exercise -> (is the answer right?, what to say when it is, a hint when it is not); the live values follow the answer
 CHECKS = {
     "00.carrier": (
-        lambda answer, scores: Component.parse(answer) == scores.top(1)[0],
+        lambda answer, scores: _is_head(answer, scores.top(1)[0]),
         "This is the component whose restored activation moves the answer most.",
-        "Read the darkest cell of the grid, or scores.frame: the first row is the strongest.",
+        "The darkest cell of the grid: its row is the layer, its column the head. Or the first row of heads.frame.",
     ),
     "00.strength": (
         lambda answer, curve: answer == max((s for s in curve if curve[s] >= 0.9), default=None),
@@ -96,11 +102,11 @@ CHECKS = {
     "12.cut": (
         lambda answer, scores: int(answer) == scores.top(1)[0].layer,
         "There the end reads the city.",
-        "The first row of cut.frame; its layer is a number from 0 to 7.",
+        "The row of cut.frame with the largest score, which is cut.top(1); its layer is a number from 0 to 7.",
     ),
     "12.joint": (
         lambda answer, joint: (
-            abs(float(answer) / float(joint.frame.joint[0] / joint.frame.sum_of_single[0]) - 1) < 0.01
+            abs(float(answer) / float(joint.frame.joint[0] / joint.frame.sum_of_single[0]) - 1) < 0.05
         ),
         "That is how much the single effects hide.",
         "joint.frame.joint divided by joint.frame.sum_of_single; take the row 0.",

@@ -213,7 +213,7 @@ CHECKS: dict = {
     "32.strength": (
         lambda answer, doses: answer == _weakest(doses, 0.95),
         "More would change nothing in the target, and cost more elsewhere.",
-        "doses.frame.query(\"role == 'target' and metric == 'accuracy' and value >= 0.95\").strength.min()",
+        "In doses.frame, the rows with role 'target' and metric 'accuracy' whose value is 0.95 or more; the smallest strength.",
     ),
     "32.share": (
         lambda answer, model, at: abs(float(answer) - _share(model, at)) < 1e-4,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 
 import torch
 
@@ -114,6 +115,17 @@ class Keep:
                 done += len(part)
             found.append(sum(parts) / len(rows))
         return max(found)
+
+
+def check_settings(**settings) -> None:
+    """Refuse numbers of steps and rows with which nothing would be learnt, before anything is read.
+
+    Raises:
+        ValueError: naming the first that is no whole number from 1.
+    """
+    for name, value in settings.items():
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name}={value!r}: give a whole number from 1.")
 
 
 def learn(leaves, gradients, check, *, steps: int, lr: float, decay: float = 0.0, every: int = 20, patience: int = 4,

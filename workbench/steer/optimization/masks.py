@@ -110,7 +110,7 @@ def _slices(model, one: Component):
     block = f"{row.layers}.{one.layer}"
     paths = {"qkv": row.qkv, "z": (row.heads,), "in": row.mlp_in, "out": (row.neurons,)}
     if one.kind in ("neuron", "mlp_out") and "neuron" in names.refused:
-        raise ValueError(f"{one}: {names.refused['neuron']}")
+        raise ValueError(f"{one}: {names.refused['neuron']}{_fused(model)}")
     if one.kind in ("attn_out", "mlp_out"):
         for path in [p for key in (("qkv", "z") if one.kind == "attn_out" else ("in", "out")) for p in paths[key]]:
             yield from _module(model, f"{block}.{path}", slice(None), 0)
@@ -133,6 +133,15 @@ def _slices(model, one: Component):
         yield from _module(
             model, f"{block}.{row.heads}", slice(one.index * names.d_head, (one.index + 1) * names.d_head), 1
         )
+
+
+def _fused(model) -> str:
+    """What to type instead where an FFN's matrices are fused by expert."""
+    fused = [name for name, weight in model.hf.named_parameters() if "experts" in name and weight.dim() == 3]
+    if not fused:
+        return ""
+    return (f" An FFN's matrices are fused here, one tensor for all experts: give at='attn_out.*', or to finetune a mask by the "
+            f"parameter's name, at={{{fused[0]!r}: mask}}.")
 
 
 def _module(model, path: str, index, dim: int):

@@ -9,7 +9,7 @@ import torch
 from workbench.component import SINGLE, components
 from workbench.intervention import Add, Affine, Intervention
 from workbench.model.plan import Edits
-from workbench.steer.optimization.learning import Keep, learn
+from workbench.steer.optimization.learning import Keep, check_settings, learn
 from workbench.steer.optimization.rows import Rows, kl_from
 from workbench.steer.optimization.tuning import fit_and_held
 
@@ -42,6 +42,7 @@ def loreft(model, task, at, *, rank: int = 4, keep=("background",), keep_weight:
     Source:
         Wu et al. 2024, "ReFT: representation finetuning for language models", eq. 2.
     """
+    check_settings(steps=steps, every=every, batch=batch, patience=patience)
     places, width = _places(model, at)
     if not 1 <= rank <= width:
         raise ValueError(f"rank={rank} does not fit a width of {width}: choose 1 to {width}.")
@@ -87,6 +88,7 @@ def steering_vector(model, task, at, *, keep=("background",), keep_weight: float
     Source:
         Subramani et al. 2022, "Extracting latent steering vectors"; the task's loss in place of one sentence's.
     """
+    check_settings(steps=steps, every=every, batch=batch, patience=patience)
     places, width = _places(model, at)
     if len(places) > 1:
         raise ValueError(
@@ -106,6 +108,7 @@ def bias_only(model, task, at=("attn_out.*", "mlp_out.*"), *, keep=("background"
     Source:
         Ben Zaken et al. 2022 (BitFit); the baseline "h + b" of Wu et al. 2024.
     """
+    check_settings(steps=steps, every=every, batch=batch, patience=patience)
     places, width = _places(model, at)
     return _vectors(model, task, places, width, keep, keep_weight, phase, seed, batch, steps=steps, lr=lr, every=every,
                     patience=patience, budget=budget, enough=enough, what="biases", progress=progress)  # fmt: skip

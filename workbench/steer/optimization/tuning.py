@@ -5,7 +5,7 @@ from __future__ import annotations
 from workbench.intervention import Delta, Intervention
 from workbench.model.plan import check_recipe
 from workbench.recipe import Recipe, flatten
-from workbench.steer.optimization.learning import Keep, LowRank, Masked, train_weights
+from workbench.steer.optimization.learning import Keep, LowRank, Masked, check_settings, train_weights
 from workbench.steer.optimization.masks import matrices, random_masks, weight_masks
 from workbench.steer.optimization.rows import Rows, forward
 from workbench.task import Task
@@ -43,6 +43,7 @@ def finetune(model, task, at, *, keep=("background",), keep_weight: float = 1.0,
         Masked gradients as in Chen et al. 2024 ("Finding safety neurons" and "From yes-men to truth-tellers", pinpoint
         tuning); `during` as in Chen et al. 2025, "Persona vectors", section 5.2.
     """
+    check_settings(steps=steps, every=every, batch=batch, patience=patience)
     settings = {"budget": budget, "steps": steps, "lr": lr, "decay": decay, "every": every, "patience": patience,
                 "enough": enough, "progress": progress}  # fmt: skip
     how = {"keep": keep, "keep_weight": keep_weight, "batch": batch, "during": during, "seed": seed, **settings}
@@ -72,8 +73,7 @@ def lora(model, task, at=("attn_out.*", "mlp_out.*"), *, rank: int = 4, alpha: f
     Source:
         Hu et al. 2022, "LoRA", with its beginning (B = 0, A uniform).
     """
-    if rank < 1:
-        raise ValueError(f"rank={rank}: give a rank of at least 1.")
+    check_settings(rank=rank, steps=steps, every=every, batch=batch, patience=patience)
     settings = {"budget": budget, "steps": steps, "lr": lr, "decay": decay, "every": every, "patience": patience,
                 "enough": enough, "progress": progress}  # fmt: skip
     how = {"keep": keep, "keep_weight": keep_weight, "batch": batch, "seed": seed, **settings}

@@ -7,7 +7,7 @@ import torch
 
 from workbench.component import Component
 from workbench.intervention import Delta
-from workbench.steer.optimization.learning import Keep, Masked, train_weights
+from workbench.steer.optimization.learning import Keep, Masked, check_settings, train_weights
 from workbench.steer.optimization.masks import weight_masks
 from workbench.steer.optimization.rows import Rows, forward, mean_of, steps_bar
 from workbench.steer.optimization.tuning import fit_and_held
@@ -34,6 +34,7 @@ def npo(model, forget, retain, at="all", *, beta: float = 0.1, keep_weight: floa
     Source:
         Zhang et al. 2024, "Negative preference optimization", eq. 3, with their retain term as a divergence.
     """
+    check_settings(steps=steps, every=every, batch=batch, patience=patience)
     if not beta > 0:
         raise ValueError(
             f"beta={beta!r}: give a positive number, such as 0.1; towards 0 it becomes plain gradient ascent."
@@ -72,6 +73,7 @@ def rmu(model, forget, retain, at, *, strength: float = 2.0, keep_weight: float 
     Source:
         Li et al. 2024, "The WMDP benchmark", sec. 4, and its code (FFN output weights of three layers).
     """
+    check_settings(steps=steps, every=every, batch=batch, patience=patience)
     at = Component.parse(at)
     model.names.validate(at)
     if at.kind != "resid_post" or at.layer == "*" or at.layer >= model.names.n_layers - 1:
@@ -126,6 +128,7 @@ def relearn(model, delta: Delta, forget, *, share: float = 0.5, at="all", steps:
     """
     import pandas as pd
 
+    check_settings(steps=steps, every=every, batch=batch)
     rows, rng = Rows.of(model, forget), np.random.default_rng(seed)
     entities = [one if one is not None else i for i, one in enumerate(rows.entities)]
     names = list(dict.fromkeys(entities))

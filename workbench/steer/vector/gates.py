@@ -28,17 +28,22 @@ def fit_gate(
     fall beside it; where there is no such split, F1 on "fit" decides).
 
     Args:
-        task: pairs (open for clean prompts) or texts with two labels.
-        at: a place with a position of the prompt, or a list or family of them, such as "resid_post.*@-1".
+        task: pairs (open for clean prompts) or texts with two labels. The closed side must hold every kind of prompt for
+            which the gate is to stay closed, everyday text too: of a kind that is on neither side nothing was fitted, and
+            whether the gate opens there is chance.
+        at: a place with a position of the prompt, or a list or family of them. A gate is read no later in the pass than what
+            it gates, so give only places up to there: for a push at "resid_post.3", ["resid_post.1@-1", "resid_post.3@-1"];
+            "resid_post.*@-1" may choose the last block, which can gate generated tokens only (phase="generation").
         by: "dot" or "cosine", see `wb.Gate`. direction: "probe" (the weights of a logistic probe, which turn away
             from what varies within both sides), "means" (difference of means) or "pca" (as CAST).
-        positive: for labelled texts, the label to open for; the first row's by default.
+        positive: for labelled texts, the label to open for; the first row's by default. Pairs take none.
     Returns:
         Choice; `best` is the gate, for `push.gated(choice.best)`; `~gate` opens for the other side. Columns: threshold,
         f1_fit, f1_select, accuracy_select, gap (between the sides' closest readings on "fit", in standard deviations; below 0
-        they overlap).
+        they overlap). Places where both sides have the same mean, such as a position before they differ, have no direction
+        and are left out of the table.
     Raises:
-        ValueError: for a task with one side only, or sides that do not differ at any place.
+        ValueError: for a task with one side only, `positive` given for pairs, or sides that do not differ at any place.
     Source:
         Lee et al. 2025 (CAST), section 3.3: place, direction and threshold by F1.
     """

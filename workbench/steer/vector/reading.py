@@ -15,9 +15,12 @@ def sides(model, task: Task, positive: str | None = None, split: str = "fit") ->
     Only rows of `split` where the task has such rows, so that held-out rows stay held out.
 
     Raises:
-        ValueError: for a task with one side only.
+        ValueError: for a task with one side only; for a `positive` label of pairs, which have none.
     """
     task = Task.of(task)
+    if task.kind == "pairs" and positive is not None:
+        raise ValueError(f"positive={positive!r} is a label, and pairs have none: their clean side is the positive one. Leave it "
+                         "out; for the other side use ~gate of a gate, and -push of a vector.")  # fmt: skip
     known = list(dict.fromkeys(task.column("label"))) if task.kind == "labelled" else []
     if split in task.column("split"):
         task = task.split(split)
