@@ -129,3 +129,8 @@ def test_what_a_caller_does_to_the_ids_stays_out_of_later_scores(llama):
     task.answers(llama)[0].zero_()
     assert (task.score(llama) == scores).all()
     assert task.on(llama).spans == wb.Task(copying(4)).on(llama).spans
+
+
+def test_the_docstring_names_every_column():
+    for column in (*PAIR, "text", "label", "spans", "split", "entity", "template", "completion"):
+        assert f"`{column}`" in wb.Task.__doc__

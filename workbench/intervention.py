@@ -25,8 +25,7 @@ class Intervention:
     Affine, Attend, Window, Delta.
 
     Attributes:
-        at: a component, its printed form such as "expert.1.2", a family ("z.4.*"), or a list of them; kept as a tuple of
-            components. Empty for a `Delta`.
+        at: a component, such as "expert.1.2", a family ("z.4.*") or a list; kept as components. Empty for a `Delta`.
         phase: "prompt" (prompt tokens), "generation" (every generated token, no prompt token) or "both".
         gate: for which prompts it acts, a `Gate`; None for all.
     """
@@ -76,7 +75,7 @@ class Intervention:
 
     def moved(self, at, phase: str | None = None) -> Intervention:
         """The same change somewhere else."""
-        return replace(self, at=at, phase=phase)
+        return self._but(at=at, phase=phase)
 
     def on(self, prompts) -> Intervention:
         """The same change, knowing the prompts of the batch that it is about to meet."""
@@ -88,7 +87,14 @@ class Intervention:
 
     def gated(self, gate: Gate | None) -> Intervention:
         """The same change for the prompts that this gate lets through, in place of the gate it had; None takes a gate off."""
-        return replace(self, gate=gate)
+        return self._but(gate=gate)
+
+    def _but(self, **settings) -> Intervention:
+        """A copy with other settings. What a vector was fitted on goes along, for its control with shuffled labels."""
+        made = replace(self, **settings)
+        if hasattr(self, "fitted_on"):
+            object.__setattr__(made, "fitted_on", self.fitted_on)
+        return made
 
     def __neg__(self) -> Intervention:
         return self * -1
@@ -242,8 +248,7 @@ class Add(Intervention):
     """What happens when the stream is pushed along a direction?
 
     Args:
-        vector: [width]. At "router.1", [n_experts], it makes experts more or less likely to be chosen; at "expert.1.2", [1], it
-            adds to a routing weight, also at tokens where the expert was not chosen.
+        vector: [width]. At "router.1" [n_experts] steers the choice; at "expert.1.2" [1] acts also where it was not chosen.
         strength: how far. `2 * a`, `-a` return the same vector at another strength; 0 changes nothing, bit for bit.
         unit: "raw" adds strength * vector; "norm" adds strength * |x| * vector/|vector|, the strength being in
             units of the local norm |x| at each token; "angle" turns x by `strength` degrees towards the vector (as far
@@ -281,7 +286,7 @@ class Add(Intervention):
     def __mul__(self, factor: float) -> Add:
         if not isinstance(factor, (int, float)):
             return NotImplemented
-        return replace(self, strength=self.strength * factor)
+        return self._but(strength=self.strength * factor)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

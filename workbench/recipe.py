@@ -177,7 +177,8 @@ def flatten(interventions) -> tuple[Intervention, ...]:
 def _model_first(model, call: str) -> None:
     """Refuse a path, or a model of another library, where a model of `wb.load` belongs."""
     if not hasattr(model, "from_peft"):
-        raise TypeError(f"{call}: first comes a model of wb.load; got {model if isinstance(model, (str, Path)) else type(model).__name__}.")
+        given = model if isinstance(model, (str, Path)) else type(model).__name__
+        raise TypeError(f"{call}: first comes a model of wb.load; got {given}.")
 
 
 def _fingerprints(interventions) -> set[str]:

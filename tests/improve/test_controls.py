@@ -71,6 +71,25 @@ def test_values_that_belong_to_one_place_have_no_control_and_the_report_says_not
     assert report.against.empty and "control" not in report.verdict and set(report.frame.arm) == {"recipe"}
 
 
+def test_labels_are_shuffled_for_vectors_that_were_fitted_on_them(trained, target):
+    """The same states, other labels; multiples, gates and other places remember, a vector given by hand does not."""
+    push = wb.steer.vector.difference_of_means(trained, target, "resid_post.1@-1")
+    states, positive = push.fitted_on
+    assert torch.equal(states[:positive].mean(0) - states[positive:].mean(0), push.vector)
+    gate = wb.Gate("resid_post.0@-1", push.vector)
+    for one in (-2 * push, push.gated(gate), push.moved("resid_post.2@-1")):
+        found = random_controls(trained, wb.Recipe([one]), target, 3, 4, 0)[
+            "shuffled labels (best of 4)"
+        ].interventions[0]
+        weights = torch.linalg.lstsq(states.T, found.vector[:, None]).solution[:, 0]
+        assert (
+            torch.allclose(states.T @ weights, found.vector, atol=1e-3) and 0 < found.vector.norm() < push.vector.norm()
+        )
+        assert (found.strength, found.gate, found.at) == (one.strength, one.gate, one.at)
+    by_hand = wb.Add("resid_post.1@-1", push.vector)
+    assert not any("shuffled" in name for name in random_controls(trained, wb.Recipe([by_hand]), target, 3, 2, 0))
+
+
 # tuning is done again
 
 HOW = {"keep": (), "steps": 12, "every": 12, "lr": 1e-2, "budget": 99, "enough": -1, "progress": False, "seed": 5}

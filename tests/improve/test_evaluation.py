@@ -38,7 +38,8 @@ def test_the_target_moves_and_the_controls_do_not(report):
     row = report.row()
     assert (row["before"], row["after"]) == (0.0, 1.0) and row["ci_lo"] > 0.9 and row["n"] == 12
     assert (report.against[report.against.metric == "accuracy"].ci_lo > 0).all()
-    assert set(report.frame.arm) == {"recipe", "random direction (best of 3)", "random components (best of 3)"}
+    kinds = ("random direction", "random components", "shuffled labels")
+    assert set(report.frame.arm) == {"recipe", *(f"{one} (best of 3)" for one in kinds)}
     assert "clear of every control" in report.verdict
 
 

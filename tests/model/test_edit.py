@@ -141,6 +141,7 @@ def test_what_the_architecture_decides():
     (lambda v: wb.Add("resid_post.1", v, phase="generation"), "phase 'generation'.*phase='both'"),
     (lambda v: wb.Add("resid_post.1", v, unit="norm"), "unit='raw' adds the same vector to all"),
     (lambda v: wb.Add("resid_post.1", v).gated(wb.Gate("resid_post.0@-1", v)), r"\.gated\(None\)"),
+    (lambda v: wb.Add("resid_post.1@-1", v).gated(wb.Gate("resid_post.0@-1", v)), r"its gate opens for some"),
     (lambda v: wb.Scale("resid_post.1", 2.0), "only Add and ProjectOut fold there"),
     (lambda v: wb.ProjectOut("resid_post.1", v), r"at=\['resid_pre.0', 'attn_out.\*', 'mlp_out.\*'\]"),
     (lambda v: wb.Zero("v.1.*"), "Zero at v.1.0 and 1 more: v is no place"),

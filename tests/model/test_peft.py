@@ -12,6 +12,7 @@ from test_edit import close, numbers, state, unchanged
 from tiny import build, copying, tokenizer
 
 import workbench as wb
+from workbench.model.peft import _listed
 from workbench.steer import optimization
 from workbench.steer.optimization.learning import LowRank
 from workbench.steer.optimization.rows import forward
@@ -59,6 +60,15 @@ def saved(made, folder):
         warnings.simplefilter("ignore")
         made.save_pretrained(folder)
     return folder
+
+
+def test_a_model_with_adapters_in_it_is_not_opened():
+    hf = quietly(peft.get_peft_model, build("llama"), peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    for module in (hf, hf.base_model.model):  # wrapped, and the model inside, which has them too
+        with pytest.raises(ValueError, match=r"adapters of peft.*merge_and_unload.*wb\.Recipe\.from_peft"):
+            wb.load(module, tokenizer=tokenizer())
+    merged = wb.load(hf.merge_and_unload(), tokenizer=tokenizer())  # B = 0, nothing learnt
+    assert torch.equal(merged.logits(PROMPT), fresh("llama").logits(PROMPT))
 
 
 @torch.no_grad()
@@ -178,7 +188,7 @@ def test_what_is_no_plain_lora_is_refused(tmp_path):
         ({**targets, "bias": "lora_only"}, "bias='lora_only'"),
         ({**targets, "lora_bias": True}, r"lora_bias=True(.|\n)*lora_B.bias"),
         ({**targets, "modules_to_save": ["lm_head"]}, r"modules_to_save=\['lm_head'\]"),
-        ({**targets, "init_lora_weights": "pissa"}, "init_lora_weights='pissa' .*other weights than the model's"),
+        ({**targets, "init_lora_weights": "pissa"}, "init_lora_weights='pissa': .*other weights than the model's"),
         ({**targets, "trainable_token_indices": [5]}, "trainable_token_indices"),
     )):  # fmt: skip
         folder = saved(
@@ -192,8 +202,15 @@ def test_what_is_no_plain_lora_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"type 'IA3'.*Read are adapters of type LORA"):
         wb.Recipe.from_peft(model, saved(other, tmp_path / "ia3"))
     good = saved(quietly(peft.get_peft_model, build("llama"), peft.LoraConfig(r=2, **targets)), tmp_path / "good")
-    with pytest.raises(ValueError, match="no such module; did the adapter mean"):
+    with pytest.raises(
+        ValueError, match="and 3 more: this model has no such module; the adapter is another model's"
+    ) as error:
         wb.Recipe.from_peft(fresh("gpt2"), good)
+    assert len(str(error.value).splitlines()) == 3  # what, one reason for all six, what is read
+    with pytest.raises(TypeError, match=r"from_peft\(model, folder\): first comes a model of wb\.load; got .*good"):
+        wb.Recipe.from_peft(good, model)
+    with pytest.raises(TypeError, match=r"first comes a model of wb\.load; got GPT2LMHeadModel"):
+        wb.Recipe.from_peft(build("gpt2"), good)
     with pytest.raises(ValueError, match=r"its weight is \[64, 32\], but the factors make \[32, 32\]"):
         wb.Recipe.from_peft(fresh("qwen3"), good)  # the same names, wider heads
     with pytest.raises(FileNotFoundError, match=r"no adapter_config\.json.*snapshot_download"):
@@ -219,6 +236,10 @@ def test_what_is_no_plain_lora_is_refused(tmp_path):
         (good / "adapter_config.json").write_text(json.dumps(plain | changed))
         with pytest.raises(ValueError, match=r"lora_alpha and alpha_pattern(.|\n)*merge_and_unload"):
             wb.Recipe.from_peft(model, good)
+    for changed, more in (({"r": 8}, ""), ({"rank_pattern": {"q_proj": 8}}, "q_proj")):  # peft, too, would not load it
+        (good / "adapter_config.json").write_text(json.dumps(plain | changed))
+        with pytest.raises(ValueError, match=rf"{more}.*its factors have rank 2, but adapter_config.json says 8"):
+            wb.Recipe.from_peft(model, good)
     (good / "adapter_config.json").write_text("{")
     with pytest.raises(ValueError, match="is no JSON"):
         wb.Recipe.from_peft(model, good)
@@ -230,7 +251,7 @@ def test_what_no_adapter_can_hold_is_refused(llama, tmp_path, monkeypatch):
     low = wb.Delta(weights={f"{name}.left": numbers(32, 3), f"{name}.right": numbers(3, 48, seed=1)})
     for made, said in (
         (wb.Recipe([wb.Zero("z.1.1"), low, wb.Add("resid_post.1", numbers(32))]),
-         r"Zero(.|\n)*activations(.|\n)*Add(.|\n)*bake"),
+         r"Zero(.|\n)*Add(.|\n)*activations(.|\n)*bake"),
         (wb.Recipe([wb.Delta(weights={"model.norm.weight": numbers(32)})]), "model.norm.weight: LoRA changes matrices"),
         (wb.Recipe([wb.Delta(weights={name: numbers(32, 48)})]), "rank 19 .the most that saves anything. loses 0.*rank=32"),
         (wb.Recipe([0 * low]), "changes no weight"),
@@ -240,6 +261,14 @@ def test_what_no_adapter_can_hold_is_refused(llama, tmp_path, monkeypatch):
     ):  # fmt: skip
         with pytest.raises(ValueError, match=said):
             made.to_peft(llama, tmp_path / "x")
+    every = [one for one, weight in llama.hf.named_parameters() if weight.dim() == 2 and "layers" in one]
+    whole = wb.Recipe([wb.Delta(weights={one: numbers(*llama.hf.get_parameter(one).shape) for one in every})])
+    with pytest.raises(ValueError, match=rf"and {len(every) - 3} more: rank 1 loses up to .*give rank=32") as error:
+        whole.to_peft(llama, tmp_path / "x", rank=1)
+    assert len(str(error.value).splitlines()) == 3
+    with pytest.raises(TypeError, match=r"to_peft\(model, folder\): first comes a model"):
+        whole.to_peft(tmp_path / "x", llama)
+    assert _listed([(f"w{i}", f"reason {i}") for i in range(9)])[4:] == ["- ... and 5 more reasons."]
     for rank in (0, -1, 2.5, "2", True):
         with pytest.raises(ValueError, match=f"rank={rank!r}: give a whole number from 1"):
             wb.Recipe([low]).to_peft(llama, tmp_path / "x", rank=rank)

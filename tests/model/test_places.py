@@ -139,7 +139,12 @@ def test_a_router_is_its_logits(mixture, words):
     handle.remove()
     assert torch.equal(logits, seen[0].float())
     chosen = mixture.activations(text, f"expert.{layer}.3", wb.Add(f"router.{layer}", torch.tensor([0, 0, 0, 100.0])))
-    assert (chosen > 0).all() and not (mixture.activations(text, f"expert.{layer}.3") > 0).all()
+    plain = mixture.activations(text, f"expert.{layer}.3")
+    assert (chosen > 0).all() and not (plain > 0).all()
+    more = mixture.activations(text, f"expert.{layer}.3", wb.Add(f"expert.{layer}.3", [0.25]))
+    assert torch.equal(more, plain + 0.25)  # also where it was not chosen
+    ties = mixture.activations(text, f"router.{layer}", wb.Zero(f"router.{layer}"))
+    assert not ties.any()
 
 
 def test_gradients_are_slopes_also_where_an_expert_was_not_chosen(mixture, words):

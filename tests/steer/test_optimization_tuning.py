@@ -261,11 +261,40 @@ def test_completions_and_texts_are_learnt_whole(trained):
     (lambda m: optimization.loreft(m, new(), "resid_post.1", rank=0, keep=()), "rank=0"),
     (lambda m: optimization.steering_vector(m, new(), ["z.1.0", "z.1.1"], keep=()), "Use bias_only"),
     (lambda m: optimization.npo(m, new(), (), beta=0), "beta=0"),
+    (lambda m: optimization.finetune(m, new(), "z.1.0", steps=0), "steps=0: give a whole number from 1"),
+    (lambda m: optimization.lora(m, new(), every=0), "every=0"),
+    (lambda m: optimization.npo(m, new(), (), steps=2.5), "steps=2.5"),
+    (lambda m: optimization.rmu(m, new(), (), "resid_post.1", batch=0), "batch=0"),
+    (lambda m: optimization.relearn(m, None, new(), every=0), "every=0"),
+    (lambda m: optimization.loreft(m, new(), "resid_post.1", steps=True), "steps=True"),
+    (lambda m: optimization.steering_vector(m, new(), "resid_post.1", patience=0), "patience=0"),
+    (lambda m: optimization.bias_only(m, new(), every=-1), "every=-1"),
     (lambda m: optimization.rmu(m, new(), (), "resid_post.2"), "blocks 0 to 1"),
 ])  # fmt: skip
 def test_refusals(trained, call, said):
     with pytest.raises(ValueError, match=said):
         call(trained)
+
+
+def test_what_is_no_component_is_said(trained):
+    with pytest.raises(TypeError, match=r"written like 'z\.4\.2'.*got 3"):
+        optimization.lora(trained, new(), 3)
+
+
+def test_fused_experts_are_tuned_by_the_name_of_their_weights(trained_mixture):
+    """lora and finetune say so; outside the mask nothing changes, and the random control draws from experts, too."""
+    name, quick = "model.layers.1.mlp.experts.down_proj", {"steps": 2, "keep": (), "progress": False}
+    for tune in (lambda: optimization.lora(trained_mixture, new()),
+                 lambda: optimization.finetune(trained_mixture, new(), "mlp_out.*")):  # fmt: skip
+        with pytest.raises(ValueError, match=r"mlp_out\.0: .*fused by expert.*'attn_out\.\*'.*experts\..*: mask"):
+            tune()
+    mask = torch.zeros_like(trained_mixture.hf.get_parameter(name), dtype=torch.bool)
+    mask[2] = True
+    made = optimization.finetune(trained_mixture, new(), {name: mask}, **quick)
+    assert made.names == (name,) and made.difference(name)[2].any() and not made.difference(name)[~mask].any()
+    drawn, own = (make(trained_mixture, "attn_out.*") for make in (masking.random_masks, masking.weight_masks))
+    assert sum(int(one.sum()) for one in drawn.values()) == sum(int(one.sum()) for one in own.values())
+    assert any(".experts." in one for one in drawn)
 
 
 def right(**extra):

@@ -136,3 +136,5 @@ def test_gates_refuse_what_does_not_differ(trained):
         vector.fit_gate(trained, TASK, "resid_post.1@0")
     with pytest.raises(ValueError, match="'dot' or 'cosine'"):
         vector.fit_gate(trained, TASK, "resid_post.1@-1", by="length")
+    with pytest.raises(ValueError, match=r"positive='clean' is a label, and pairs have none.*~gate"):
+        vector.fit_gate(trained, TASK, "resid_post.1@-1", positive="clean")

@@ -25,7 +25,8 @@ def random_controls(model, recipe: Recipe, target: Task, shortest: int, draws: i
     "random direction": every vector replaced by a random one of equal norm, every difference of weights by a random one of
     equal norm in the same entries; an affine map moves the target's mean as far, and what differs from it as much, in
     directions turned at random. "random components": every place replaced by a random other one of its kind (means by the
-    means there); for the stream, which every layer shares, by another position of the prompt.
+    means there); for the stream, which every layer shares, by another position of the prompt. "shuffled labels": differences
+    of means fitted again on the same states, as if their labels meant nothing.
 
     Args:
         target: the rows that the best draw is chosen by; shortest: tokens of the shortest prompt that it must act on.
@@ -35,7 +36,11 @@ def random_controls(model, recipe: Recipe, target: Task, shortest: int, draws: i
     """
     rng, found = np.random.default_rng(seed), {}
     means = _Means(model, target[:ROWS])
-    for label, make in (("random direction", _direction), ("random components", _components)):
+    for label, make in (
+        ("random direction", _direction),
+        ("random components", _components),
+        ("shuffled labels", _shuffled),
+    ):
         made = [make(model, recipe, rng, shortest, means) for _ in range(draws)]
         made = [one for one in made if one is not None]
         if made:
@@ -122,6 +127,20 @@ def _direction(model, recipe: Recipe, rng, shortest: int, means: _Means) -> Reci
             old = getattr(one, name)
             new = torch.as_tensor(rng.standard_normal(old.shape), dtype=old.dtype)
             one, changed = replace(one, **{name: new / new.norm() * old.norm()}), True
+        made.append(one)
+    return Recipe(tuple(made)) if changed else None
+
+
+def _shuffled(model, recipe: Recipe, rng, shortest: int, means: _Means) -> Recipe | None:
+    """Not made as long as the recipe's: states of one side differ most by how much they hold of the same direction, so at
+    equal length this would often be the recipe itself. Random directions are as long."""
+    made, changed = [], False
+    for one in recipe:
+        if hasattr(one, "fitted_on"):
+            states, positive = one.fitted_on
+            order = torch.as_tensor(rng.permutation(len(states)))
+            new = states[order[:positive]].mean(0) - states[order[positive:]].mean(0)
+            one, changed = replace(one, vector=new.to(one.vector)), True
         made.append(one)
     return Recipe(tuple(made)) if changed else None
 

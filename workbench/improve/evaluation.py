@@ -32,12 +32,13 @@ def evaluate(model, recipe, target, guards=(), *, aim: str = "answer", still=(),
     being the prompt; the bundled "background" is added where no guard is a text and the model can read it. All differences
     are paired, with bootstrap intervals over entities and templates (over prompts where neither is named).
 
-    Controls: the same recipe with random directions of equal norm, and at random other places; each is drawn `draws`
-    times, and the draw with the largest mean logit difference (aim="even": the smallest mean gap) on the target's first
-    split is reported, because the recipe, too, was chosen. Weights that `finetune` made are tuned again, with the same task,
+    Controls: the same recipe with random directions of equal norm, at random other places, and, for differences of means,
+    with the labels shuffled that they were fitted on; each is drawn `draws` times, and the draw with the largest mean logit
+    difference (aim="even": the smallest mean gap) on the target's first split is reported, because the recipe, too, was
+    chosen. Weights that `finetune` made are tuned again, with the same task,
     steps, rate and seed: as many at random ("random mask") and all of them ("full tuning", also after `lora`). Full tuning
-    is there to compare with, and need not be beaten. A recipe read back from disk, or a multiple of one, has forgotten how it
-    was tuned.
+    is there to compare with, and need not be beaten. A recipe read back from disk has forgotten what it was fitted on, and
+    that or a multiple of one how it was tuned.
 
     Args:
         recipe: an intervention or a recipe.
@@ -50,7 +51,7 @@ def evaluate(model, recipe, target, guards=(), *, aim: str = "answer", still=(),
             answers are each other's foils would hide a push from one to the other.
         splits: a name or several, evaluated apart; a task without splits, or with rows of one other split only, is evaluated
             whole, as split "all".
-        controls: further recipes to compare with, by name: {"shuffled labels": push, "full tuning": delta}; one that is
+        controls: further recipes to compare with, by name: {"another layer": push, "full tuning": delta}; one that is
             named like a tuning control stands in its place.
         prompt: words put before every prompt of the target as a control, such as "system : be cheerful .": is asking enough?
         retrain: False leaves the tuning controls out, which take as long as the tuning did, and longer.

@@ -183,11 +183,14 @@ def _by_module(folder: Path, config: dict, key: str):
 
 
 def _listed(refused: list[tuple[str, str]], most: int = 5) -> list[str]:
-    """A line for each reason with what it holds for, at most `most` of them."""
+    """A line for each reason with the first that it holds for, at most `most` lines."""
     by: dict[str, list[str]] = {}
     for what, reason in refused:
         by.setdefault(reason, []).append(what)
-    lines = [f"- {what[0]}{f' and {len(what) - 1} more' if what[1:] else ''}: {reason}." for reason, what in by.items()]
+    lines = [
+        f"- {', '.join(what[:3])}{f' and {len(what) - 3} more' if what[3:] else ''}: {reason}."
+        for reason, what in by.items()
+    ]
     return lines if len(lines) <= most else [*lines[: most - 1], f"- ... and {len(lines) - most + 1} more reasons."]
 
 

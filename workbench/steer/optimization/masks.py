@@ -73,7 +73,8 @@ def random_masks(model, at, seed: int = 0) -> dict[str, torch.Tensor]:
             drawn += [rest[i] for i in torch.randperm(len(rest), generator=rng)[: len(mine)].tolist()]
         if len(drawn) == len(own):
             return weight_masks(model, drawn)
-    pool = weight_masks(model, ["attn_out.*", "mlp_out.*"])
+    fused = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in _fused(model).items()}
+    pool = weight_masks(model, ["attn_out.*"]) | (fused or weight_masks(model, ["mlp_out.*"]))
     total = sum(mask.numel() for mask in pool.values())
     if size > total:
         raise ValueError(
@@ -110,7 +111,7 @@ def _slices(model, one: Component):
     block = f"{row.layers}.{one.layer}"
     paths = {"qkv": row.qkv, "z": (row.heads,), "in": row.mlp_in, "out": (row.neurons,)}
     if one.kind in ("neuron", "mlp_out") and "neuron" in names.refused:
-        raise ValueError(f"{one}: {names.refused['neuron']}{_fused(model)}")
+        raise ValueError(f"{one}: {_instead(model) or names.refused['neuron']}")
     if one.kind in ("attn_out", "mlp_out"):
         for path in [p for key in (("qkv", "z") if one.kind == "attn_out" else ("in", "out")) for p in paths[key]]:
             yield from _module(model, f"{block}.{path}", slice(None), 0)
@@ -135,13 +136,15 @@ def _slices(model, one: Component):
         )
 
 
-def _fused(model) -> str:
-    """What to type instead where an FFN's matrices are fused by expert."""
-    fused = [name for name, weight in model.hf.named_parameters() if "experts" in name and weight.dim() == 3]
-    if not fused:
-        return ""
-    return (f" An FFN's matrices are fused here, one tensor for all experts: give at='attn_out.*', or to finetune a mask by the "
-            f"parameter's name, at={{{fused[0]!r}: mask}}.")
+def _fused(model) -> dict[str, torch.Tensor]:
+    """The weights of FFNs whose matrices are fused by expert, [expert, ...]; none elsewhere."""
+    return {name: one for name, one in model.hf.named_parameters() if ".experts." in name and one.dim() == 3}
+
+
+def _instead(model) -> str:
+    """What to type instead for the FFNs of such a model."""
+    return "".join(f"an FFN's matrices are fused by expert here, one tensor for all experts: give at='attn_out.*', or to finetune and "
+                   f"npo a mask by the parameter's name, at={{{name!r}: mask}}." for name in list(_fused(model))[:1])  # fmt: skip
 
 
 def _module(model, path: str, index, dim: int):

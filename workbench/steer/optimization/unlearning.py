@@ -128,7 +128,7 @@ def relearn(model, delta: Delta, forget, *, share: float = 0.5, at="all", steps:
     """
     import pandas as pd
 
-    check_settings(steps=steps, every=every, batch=batch)
+    check_settings(every=every, batch=batch)  # no steps at all is a table, too
     rows, rng = Rows.of(model, forget), np.random.default_rng(seed)
     entities = [one if one is not None else i for i, one in enumerate(rows.entities)]
     names = list(dict.fromkeys(entities))

@@ -28,7 +28,8 @@ def difference_of_means(model, task: Task, at, *, to=None, unit: str = "raw", ph
         phase: "prompt", "generation" or "both".
         positive: for labelled texts, the label to push towards; the first row's by default.
     Returns:
-        Add with strength 1. `2 * push` pushes twice as far, `-push` the other way.
+        Add with strength 1. `2 * push` pushes twice as far, `-push` the other way. `fitted_on` are the states of both sides
+        [row, width] and how many of them are positive: `improve.evaluate` shuffles these labels for a control. It is not saved.
     Raises:
         ValueError: for a task with one side only, a family of components, or sides that do not differ there.
     Source:
@@ -36,9 +37,12 @@ def difference_of_means(model, task: Task, at, *, to=None, unit: str = "raw", ph
         Vu and Nguyen 2025.
     """
     at = one_place(at)
-    yes, no = (states(model, side, at).mean(0) for side in sides(model, task, positive))
+    both = [states(model, side, at) for side in sides(model, task, positive)]
+    yes, no = (side.mean(0) for side in both)
     refuse_equal(yes, no, at)
-    return Add(to if to is not None else at, vector=yes - no, unit=unit, phase=phase)
+    made = Add(to if to is not None else at, vector=yes - no, unit=unit, phase=phase)
+    object.__setattr__(made, "fitted_on", (torch.cat(both), len(both[0])))
+    return made
 
 
 def directional_ablation(model, task: Task, at, *, to=None, phase: str | None = None, positive: str | None = None):
