@@ -135,6 +135,21 @@ def test_single_ablation_misses_a_redundant_pair_and_joint_ablation_finds_it(cou
         assert table.joint > 5 * table.null_p95 and table.p == pytest.approx(0.05)
 
 
+def test_copying_goes_with_its_induction_heads_and_not_with_as_many_late_ones(course):
+    """Of the bundled model, in new templates: zero and mean take at least 80 % away, random late heads 20 % at most."""
+    copies, scores = (
+        wb.Task.load("induction").split("ood"),
+        wb.locate.magnitude.pattern_scores(course, "induction", at="z"),
+    )
+    heads, before = scores.top(8), copies.score(course, metric="accuracy").mean()
+    late = [one for one in scores.components if one.layer >= 4 and one not in scores.top(12)]
+    rng = np.random.default_rng(0)
+    draws = [[late[i] for i in rng.permutation(len(late))[:8]] for _ in range(3)]
+    for off in (wb.Zero, lambda some: wb.steer.amplitude.mean(course, copies, some)):
+        assert copies.score(course, off(heads), metric="accuracy").mean() <= 0.2 * before
+        assert min(copies.score(course, off(some), metric="accuracy").mean() for some in draws) >= 0.8 * before
+
+
 def test_a_cancelling_pair_is_two_effects_and_no_joint_one(course):
     with plant(course, "cancelling", 0) as planted:
         rows, (_, plus, minus) = planted.task.split("test")[:12], planted.components
