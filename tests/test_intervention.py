@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import workbench as wb
-from workbench.intervention import Affine, Intervention
+from workbench.intervention import Intervention
+from workbench.operations import Affine
 
 V = torch.tensor([3.0, 0.0, 4.0])
 X = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))

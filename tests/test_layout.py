@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "workbench"
-ORDER = ["component storage", "gate", "intervention sae measure", "attend", "recipe task scores report plot", "model", "locate", "steer", "improve",
+ORDER = ["component storage", "gate", "intervention sae measure", "attend operations", "recipe task scores report plot", "model", "locate", "steer", "improve",
          "views teach"]  # fmt: skip
 RANK = {name: i for i, names in enumerate(ORDER) for name in names.split()}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "data" not in path.relative_to(PACKAGE).parts)

@@ -4,8 +4,9 @@ from workbench import improve, locate, steer, teach
 from workbench.attend import Attend, Window
 from workbench.component import Component
 from workbench.gate import Gate
-from workbench.intervention import Add, Affine, Clamp, Delta, Intervention, Mean, ProjectOut, Replace, Scale, Zero
+from workbench.intervention import Intervention
 from workbench.model import Model, load, revisions
+from workbench.operations import Add, Affine, Clamp, Delta, Mean, ProjectOut, Replace, Scale, Zero
 from workbench.recipe import Recipe
 from workbench.report import Report
 from workbench.sae import SAE

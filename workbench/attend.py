@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 
-from workbench.intervention import OPERATIONS, Intervention
+from workbench.intervention import Intervention
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -136,7 +136,3 @@ def _columns(x: torch.Tensor, width: int) -> torch.Tensor:
         raise ValueError(f"The cache has room for {x.shape[-1]} keys where there are {width} tokens. Leave out cache_implementation: "
                          "Window and Attend need a cache that grows.")  # fmt: skip
     return torch.arange(width - x.shape[-1], width)
-
-
-# so that recipes can be read back; said here, because imports run from this file to interventions only
-OPERATIONS |= {"Attend": Attend, "Window": Window}

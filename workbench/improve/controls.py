@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from workbench.component import SINGLE, Component
-from workbench.intervention import Add, Affine, Delta, Intervention, Mean, ProjectOut, Replace
+from workbench.intervention import Intervention
+from workbench.operations import Add, Affine, Delta, Mean, ProjectOut, Replace
 from workbench.recipe import Recipe
 from workbench.report import AIMS, Aim
 from workbench.steer.vector.reading import both_sides, states

@@ -9,7 +9,7 @@ import pandas as pd
 
 from workbench import measure
 from workbench.improve import evaluation
-from workbench.intervention import Add, Delta
+from workbench.operations import Add, Delta
 from workbench.recipe import Recipe
 from workbench.task import Task
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from workbench.component import RANK, Component
-from workbench.intervention import Add, Affine, Clamp, Delta, ProjectOut, Replace, Scale, Zero
 from workbench.model.edit import probe
 from workbench.model.fold import changed_by_deltas, untied
 from workbench.model.plan import _order, _stop, check_recipe
+from workbench.operations import Add, Affine, Clamp, Delta, ProjectOut, Replace, Scale, Zero
 
 KINDS = ("embed", "resid_pre", "z", "attn_out", "resid_mid", "router", "neuron", "expert", "mlp_out", "resid_post",
          "ln_final")  # fmt: skip

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from workbench.intervention import Add
 from workbench.model.plan import check_recipe
+from workbench.operations import Add
 
 
 def to_gguf(model, recipe, file, hint: str | None = None) -> Path:

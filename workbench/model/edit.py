@@ -9,9 +9,9 @@ from functools import wraps
 
 import torch
 
-from workbench.intervention import Delta
 from workbench.model.fold import Folded, changed_by_deltas
 from workbench.model.plan import check_recipe
+from workbench.operations import Delta
 from workbench.recipe import Recipe, flatten
 
 LOCK = (

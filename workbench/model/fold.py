@@ -7,9 +7,10 @@ import difflib
 import torch
 
 from workbench.component import RANK, SINGLE, Component
-from workbench.intervention import Add, Affine, Clamp, Delta, Intervention, Mean, ProjectOut, Replace, Scale, Zero
+from workbench.intervention import Intervention
 from workbench.model.plan import _order, _stop
 from workbench.model.writers import Step, Writer, writers_of
+from workbench.operations import Add, Affine, Clamp, Delta, Mean, ProjectOut, Replace, Scale, Zero
 from workbench.recipe import flatten
 
 STREAM = ("resid_pre", "resid_mid", "resid_post")

@@ -13,9 +13,9 @@ import torch
 from safetensors import SafetensorError
 
 from workbench import storage
-from workbench.intervention import Delta
 from workbench.model.fold import reached
 from workbench.model.plan import check_recipe
+from workbench.operations import Delta
 from workbench.recipe import Recipe, flatten
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"

@@ -8,7 +8,8 @@ from operator import attrgetter
 import torch
 
 from workbench.component import Component
-from workbench.intervention import Add, Intervention
+from workbench.intervention import Intervention
+from workbench.operations import Add
 
 
 @dataclass(frozen=True)

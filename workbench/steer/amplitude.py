@@ -11,10 +11,11 @@ import torch
 
 from workbench.attend import Attend
 from workbench.component import SINGLE, Component, components
-from workbench.intervention import Clamp, Intervention, Mean, Replace, Scale, Zero
+from workbench.intervention import Intervention
 from workbench.locate.causal.null import matched
 from workbench.locate.circuit import Circuit, Edge
 from workbench.locate.magnitude import contrast
+from workbench.operations import Clamp, Mean, Replace, Scale, Zero
 from workbench.recipe import Recipe
 from workbench.scores import Scores
 from workbench.steer.vector.reading import both_sides, states

@@ -17,7 +17,7 @@ def _object_of(answer, wanted: str) -> bool:
 
 def _without_direction(model, found) -> float:
     """Accuracy on refusal (test) with the direction of the last site projected out."""
-    from workbench.intervention import ProjectOut
+    from workbench.operations import ProjectOut
     from workbench.task import Task
 
     site = found.scores.components[-1]

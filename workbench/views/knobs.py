@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import ipywidgets as widgets
 
-from workbench.intervention import Add, Delta, Intervention
+from workbench.intervention import Intervention
+from workbench.operations import Add, Delta
 
 STRONG = (Add, Delta)  # what has a strength
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
-from workbench.intervention import Add, Intervention
+from workbench.intervention import Intervention
+from workbench.operations import Add
 from workbench.recipe import Recipe
 
 

@@ -12,8 +12,9 @@ import torch
 import traitlets
 from traitlets import Any, Dict, Int, Unicode
 
-from workbench.intervention import Delta, Intervention
+from workbench.intervention import Intervention
 from workbench.measure import mean_interval
+from workbench.operations import Delta
 from workbench.plot import png
 from workbench.recipe import Recipe, flatten
 from workbench.task import Task

@@ -11,8 +11,8 @@ from transformers.pytorch_utils import Conv1D
 
 from workbench import measure
 from workbench.component import Component
-from workbench.intervention import Delta
 from workbench.locate.magnitude.reading import texts
+from workbench.operations import Delta
 from workbench.scores import Scores
 
 SCALE_BYTES = 2  # one fp16 number for each output channel

@@ -9,9 +9,9 @@ from operator import attrgetter
 import torch
 
 from workbench.component import Component, components
-from workbench.intervention import Zero
 from workbench.model import Model
 from workbench.model.plan import Prompts
+from workbench.operations import Zero
 
 WIDTHS = ("intermediate_size", "n_inner", "ffn_dim")  # what families call the width of the FFN
 NUMBERED = ("mlp_only_layers", "moe_layers")  # lists of layers in a config, by number

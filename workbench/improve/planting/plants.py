@@ -12,9 +12,9 @@ import torch
 from workbench.component import Component
 from workbench.improve.planting.proof import CHANGES, changed, margin, prove, right, without
 from workbench.improve.planting.trigger import ROWS, Examples, Failed, demand, elsewhere, ends, inputs, key, prompts
-from workbench.intervention import Mean
 from workbench.locate import causal
 from workbench.model.plan import Prompts
+from workbench.operations import Mean
 from workbench.task import SPLITS, Task
 
 FACTS = ("capital", "currency", "language", "city_country")  # bundled tasks whose subject is one word

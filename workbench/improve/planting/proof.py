@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from workbench.improve.planting.trigger import demand
-from workbench.intervention import Zero
+from workbench.operations import Zero
 from workbench.task import Task
 
 CHANGES = 0.02  # share of the most probable words elsewhere that a plant may change

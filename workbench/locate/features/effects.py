@@ -10,9 +10,9 @@ import torch
 
 from workbench import measure
 from workbench.component import Component, components
-from workbench.intervention import Add, Scale
 from workbench.locate.features.finding import Sides, attached
 from workbench.locate.features.tokens import by_token
+from workbench.operations import Add, Scale
 from workbench.plot import picture
 from workbench.task import Task
 

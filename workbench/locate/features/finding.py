@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from workbench import measure
-from workbench.intervention import Add, Clamp
 from workbench.locate.features.tokens import by_token, codes
 from workbench.model.plan import Prompts
+from workbench.operations import Add, Clamp
 from workbench.sae import SAE
 from workbench.scores import Scores
 from workbench.task import Task

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from workbench import measure
-from workbench.intervention import Affine
 from workbench.locate.probing import fit as fitting
 from workbench.locate.probing.examples import check_classes, examples, sites
 from workbench.locate.probing.resumed import each
 from workbench.model import Prompts
 from workbench.model.names import MIXTURE
+from workbench.operations import Affine
 from workbench.task import Task
 
 ERASERS = ("leace", "orthogonal")

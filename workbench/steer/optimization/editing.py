@@ -7,10 +7,10 @@ import weakref
 import torch
 
 from workbench.component import Component
-from workbench.intervention import Delta
 from workbench.locate.features.tokens import activations, at_place, known, texts
 from workbench.model import Prompts
 from workbench.model.edit import edited
+from workbench.operations import Delta
 from workbench.steer.optimization.requests import layout, read_edits, texts_about
 from workbench.steer.optimization.values import sites, target_values
 from workbench.task import Task

@@ -7,7 +7,7 @@ from numbers import Integral
 
 import torch
 
-from workbench.intervention import Delta
+from workbench.operations import Delta
 from workbench.steer.optimization.rows import Rows, forward, kl_from, predictions, steps_bar
 from workbench.task import Task
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from workbench.component import SINGLE, components
-from workbench.intervention import Add, Affine, Intervention
+from workbench.intervention import Intervention
 from workbench.model.plan import Edits
+from workbench.operations import Add, Affine
 from workbench.steer.optimization.learning import Keep, check_settings, learn
 from workbench.steer.optimization.rows import Rows, kl_from
 from workbench.steer.optimization.tuning import fit_and_held

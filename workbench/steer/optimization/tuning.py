@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from workbench.intervention import Delta, Intervention
+from workbench.intervention import Intervention
 from workbench.model.plan import check_recipe
+from workbench.operations import Delta
 from workbench.recipe import Recipe, flatten
 from workbench.steer.optimization.learning import Keep, LowRank, Masked, check_settings, train_weights
 from workbench.steer.optimization.masks import matrices, random_masks, weight_masks

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from workbench.component import Component
-from workbench.intervention import Delta
+from workbench.operations import Delta
 from workbench.steer.optimization.learning import Keep, Masked, check_settings, train_weights
 from workbench.steer.optimization.masks import weight_masks
 from workbench.steer.optimization.rows import Rows, forward, mean_of, steps_bar

@@ -9,8 +9,9 @@ import torch
 from workbench import measure
 from workbench.component import components
 from workbench.gate import Gate
-from workbench.intervention import Add, Intervention, ProjectOut
+from workbench.intervention import Intervention
 from workbench.model import Prompts
+from workbench.operations import Add, ProjectOut
 from workbench.steer.vector.means import WRITES, difference_of_means, set_to_mean
 from workbench.task import Task
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from workbench.component import Component
-from workbench.intervention import Add
 from workbench.locate.probing.fit import fitted
+from workbench.operations import Add
 from workbench.steer.vector.reading import one_place, refuse_equal, sides, states
 from workbench.task import Task
 

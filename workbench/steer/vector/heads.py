@@ -7,9 +7,9 @@ import torch
 
 from workbench import measure
 from workbench.component import Component, components
-from workbench.intervention import Add, Replace
 from workbench.locate.probing.fit import fitted
 from workbench.model import Prompts
+from workbench.operations import Add, Replace
 from workbench.recipe import Recipe
 from workbench.steer.vector.reading import sides, states
 from workbench.task import Task

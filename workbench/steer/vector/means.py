@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from workbench.intervention import Add, Affine, ProjectOut
 from workbench.locate.probing import erase
+from workbench.operations import Add, Affine, ProjectOut
 from workbench.steer.vector.reading import one_place, refuse_equal, sides, states
 from workbench.task import Task
 

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from workbench.intervention import Delta
+from workbench.operations import Delta
 
 
 def task_vector(base, tuned) -> Delta:
