@@ -27,7 +27,7 @@ def last_logits(model, tokenizer, texts: list[str], batch: int = 50) -> torch.Te
         longest = max(map(len, ids))
         padded = torch.tensor([row + [tokenizer.pad_token_id] * (longest - len(row)) for row in ids])
         ends = torch.tensor([len(row) - 1 for row in ids])
-        found.append(model(input_ids=padded).logits[torch.arange(len(ids)), ends].float())
+        found.append(model(input_ids=padded.to(model.device)).logits.cpu()[torch.arange(len(ids)), ends].float())
     return torch.cat(found)
 
 

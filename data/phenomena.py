@@ -302,6 +302,28 @@ def probes(model) -> None:
     show("Probes at the last token of the prompt: accuracy before the first layer and after each", rows)
 
 
+# multiple choice
+
+
+def choices(model) -> None:
+    """A letter alone needs the fact and then its place among the options, in one pass; with the word said first it is two passes."""
+    rows = [("", "n", "letter alone", "word", "word and letter")]
+    for split in ("test", "ood"):
+        task = wb.Task.load("choice").split(split)
+        written, wanted = [], []
+        for row in task:
+            start, end = row["spans"][row["answer"].strip("()")]
+            words = row["clean"][row["spans"]["c"][1] + 1 :].split()  # the mark after the options, and the sentence
+            offer = row["clean"][: row["spans"]["c"][1]]
+            written.append(" ".join([offer, words[0], "in words :", *words[1:]]))
+            wanted.append(f"{row['clean'][start:end]} {row['answer']} .")
+        said = [text.split()[0] for text in model.generate(written, max_new_tokens=1)]
+        right = float(np.mean([word == text.split()[0] for word, text in zip(said, wanted, strict=True)]))
+        letter = float(task.score(model, metric="accuracy").mean())
+        rows.append((split, len(task), letter, right, share_exact(model, written, wanted)))
+    show("Multiple choice: the letter alone, or the word and then its letter", rows)
+
+
 # indirect objects, personas
 
 
@@ -349,7 +371,7 @@ def personas(model) -> None:
     )
 
 
-PHENOMENA = {f.__name__: f for f in (emergence, facts, refusal, languages, probes, indirect_objects, personas)}
+PHENOMENA = {f.__name__: f for f in (emergence, facts, refusal, languages, probes, choices, indirect_objects, personas)}
 
 
 def main():

@@ -1,6 +1,7 @@
 """Trains the bundled model "course" from scratch on the small world of grammar/, in about two and a half hours on one CPU core.
 
     OMP_NUM_THREADS=1 python train_course.py --seed 0 --compile
+    python train_course.py --seed 0 --compile --device cuda --out /tmp/course        (a quarter of an hour)
 
 Example of one packed row of 96 tokens (positions restart and attention is cut at every <bos>):
     <bos> the city of lyon is in france . <eos> <bos> user : i am tired today . where is ... <eos> <pad> <pad>
@@ -19,6 +20,7 @@ from evaluate_course import accuracy, among
 from grammar import PARTS, World, patterns, tasks
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import MinistralConfig, MinistralForCausalLM, PreTrainedTokenizerFast
 
 LENGTH, BATCH = 96, 48  # tokens of a packed row, rows of a step
@@ -68,7 +70,7 @@ def pack(documents: list[tuple[list[int], list[bool]]]) -> list[list]:
 
 
 def batches(world: World, seed: int, ids: dict[str, int]):
-    """Endless batches: tokens, targets (-100 where there is no loss), positions, masks to add to attention scores."""
+    """Endless batches: tokens, targets (-100 where there is no loss), positions, the number of each token's document."""
     shuffle = random.Random(seed)
     while True:
         drawn = (world.generate() for _ in range(8000))
@@ -78,7 +80,7 @@ def batches(world: World, seed: int, ids: dict[str, int]):
             tokens = torch.full((BATCH, LENGTH), PAD)
             targets = torch.full((BATCH, LENGTH), -100)
             positions = torch.zeros(BATCH, LENGTH, dtype=torch.long)
-            owner = torch.full((BATCH, LENGTH), -1)  # the document of each token
+            owner = torch.full((BATCH, LENGTH), -1)
             for i, row in enumerate(rows[start : start + BATCH]):
                 at = 0
                 for number, (document, learn) in enumerate(row):
@@ -89,11 +91,25 @@ def batches(world: World, seed: int, ids: dict[str, int]):
                     positions[i, at:end] = torch.arange(len(document))
                     owner[i, at:end] = number
                     at = end
-            same = owner[:, :, None] == owner[:, None, :]
-            seen = same & torch.ones(LENGTH, LENGTH).tril().bool()
-            near = seen & torch.ones(LENGTH, LENGTH).triu(-1).bool()
-            masks = (torch.zeros(m.shape).masked_fill(~m, -1e9)[:, None] for m in (seen, near))
-            yield tokens, targets, positions, dict(zip(("full_attention", "sliding_attention"), masks, strict=True))
+            yield tokens, targets, positions, owner
+
+
+def masks(owner: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What is added to the attention scores of each kind of layer, so that documents of one row do not see each other."""
+    ones = torch.ones(LENGTH, LENGTH, dtype=torch.bool, device=owner.device)
+    seen = (owner[:, :, None] == owner[:, None, :]) & ones.tril()
+    kinds = {"full_attention": seen, "sliding_attention": seen & ones.triu(-1)}
+    return {kind: torch.zeros(m.shape, device=m.device).masked_fill(~m, -1e9)[:, None] for kind, m in kinds.items()}
+
+
+class Stream(IterableDataset):
+    """The batches as a dataset, so that a process beside a GPU can make them; the same ones in the same order."""
+
+    def __init__(self, seed: int, part: str, ids: dict[str, int]):
+        self.seed, self.part, self.ids = seed, part, ids
+
+    def __iter__(self):
+        return batches(World(self.seed, self.part), self.seed, self.ids)
 
 
 class Muon:
@@ -103,7 +119,7 @@ class Muon:
         self.momentum, self.decay, self.groups = momentum, decay, {}
         for p in matrices:
             self.groups.setdefault(tuple(p.shape), []).append(p)
-        self.average = {shape: torch.zeros(len(ps), *shape) for shape, ps in self.groups.items()}
+        self.average = {shape: torch.zeros(len(ps), *shape, device=ps[0].device) for shape, ps in self.groups.items()}
 
     @torch.no_grad()
     def step(self, rate: float):
@@ -179,14 +195,14 @@ class Trainer:
         layers = [p for name, p in self.model.named_parameters() if p.ndim == 2 and "embed" not in name]
         others = [p for name, p in self.model.named_parameters() if p.ndim != 2 or "embed" in name]
         muon, adam = Muon(layers), torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.98), weight_decay=0)
-        losses = []
+        losses, seen = [], self.seen
         for step in range(1, steps + 1):
             self.step += 1
             scale = PEAKS[part] * min(1, step / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-            tokens, targets, positions, masks = next(data)
-            with torch.autocast("cpu", torch.bfloat16):
+            tokens, targets, positions, owner = (x.to(self.model.device) for x in next(data))
+            with torch.autocast(self.model.device.type, torch.bfloat16):
                 logits = self.forward(
-                    input_ids=tokens, position_ids=positions, attention_mask=masks, use_cache=False
+                    input_ids=tokens, position_ids=positions, attention_mask=masks(owner), use_cache=False
                 ).logits
             loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100)
             loss.backward()
@@ -195,18 +211,16 @@ class Trainer:
             adam.param_groups[0]["lr"] = 3e-3 * scale
             adam.step()
             self.model.zero_grad()
-            self.seen += int((tokens != PAD).sum())
-            losses.append(loss.item())
+            seen, losses = seen + (tokens != PAD).sum(), [*losses[-49:], loss.detach()]
             if step % 50 == 0:
-                minutes, mean = (time.time() - self.start) / 60, sum(losses[-50:]) / len(losses[-50:])
-                print(
-                    f"step {self.step} loss {mean:.3f} tokens {self.seen / 1e6:.2f} M minutes {minutes:.1f}", flush=True
-                )
+                minutes, mean, millions = (time.time() - self.start) / 60, torch.stack(losses).mean(), int(seen) / 1e6
+                print(f"step {self.step} loss {mean:.3f} tokens {millions:.2f} M minutes {minutes:.1f}", flush=True)
             if part == PARTS[0] and step in CHECKPOINTS:
                 save_checkpoint(self.model, self.out / "checkpoints" / f"step{self.step}.safetensors")
             if step % max(1, steps // 10) == 0 or step == steps:
                 print(table(self.model, tokenizer, self.rows), flush=True)
                 export(self.model, tokenizer, self.out)
+        self.seen = int(seen)
 
 
 def main():
@@ -218,11 +232,12 @@ def main():
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "course")
     parser.add_argument("--threads", type=int, default=1, help="two are not repeatable to the last bit")
     parser.add_argument("--compile", action="store_true", help="compile the model: a minute first, then faster")
+    parser.add_argument("--device", default="cpu", help="cuda: an eighth of the time, but two runs differ in their bits")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     tokenizer = build_tokenizer()
-    model, ids = build_model(len(tokenizer)), tokenizer.get_vocab()
+    model, ids = build_model(len(tokenizer)).to(args.device), tokenizer.get_vocab()
     model.set_attn_implementation("eager")  # for training: twice as fast as sdpa's backward pass on a CPU
     print(f"{sum(p.numel() for p in model.parameters())} parameters, {len(tokenizer)} words", flush=True)
     trainer = Trainer(model, args.compile, args.out, tasks(args.seed))
@@ -233,8 +248,9 @@ def main():
             stored = load_file((args.start or args.out) / "model.safetensors")
             model.load_state_dict({name: value.float() for name, value in stored.items()}, strict=False)
             args.start = None
-        seed = args.seed + number
-        trainer.run(batches(World(seed, part), seed, ids), part, steps, tokenizer)
+        workers = int(args.device != "cpu")  # beside a GPU batches are made by a process of their own
+        data = DataLoader(Stream(args.seed + number, part, ids), batch_size=None, num_workers=workers)
+        trainer.run(iter(data), part, steps, tokenizer)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,11 @@ from operator import attrgetter
 
 import pytest
 import torch
+from tiny import build, copying, tokenizer
 
+import workbench as wb
 from workbench.model.weights import columns
+from workbench.steer.optimization.masks import weight_masks
 
 
 def inside(model):
@@ -62,7 +65,10 @@ def test_they_compute_what_the_modules_compute(tiny):
 
 
 def test_embeddings(llama):
-    assert llama.weight("W_E").shape == (64, 32) and llama.weight("W_U").shape == (32, 64)
+    ids = torch.tensor([5, 9, 33])
+    first, last = llama.activations([ids], ["embed", "ln_final"]).values()
+    assert torch.equal(first[0], llama.weight("W_E")[ids])
+    assert torch.allclose(last[0] @ llama.weight("W_U"), llama.logits([ids], positions="all")[0], atol=1e-5)
 
 
 def test_a_copy_is_given(llama):
@@ -84,3 +90,17 @@ def test_a_weight_is_a_copy(llama, name):
     before = llama.weight(name, *args)
     llama.weight(name, *args).zero_()
     assert torch.equal(llama.weight(name, *args), before) and before.any()
+
+
+def test_attention_made_in_steps_of_its_own_is_refused_by_name():
+    """Latent attention: no matrix gives one head's queries, so whatever needs one says so, and the way that is named works."""
+    model = wb.load(build("deepseek_v3"), tokenizer=tokenizer())
+    task, tune = wb.Task(copying()), wb.steer.optimization
+    for call in (lambda: model.weight("W_Q", 1, 0), lambda: wb.locate.vocabulary.ov_circuit(model, "z.1.0"),
+                 lambda: wb.locate.circuit.eap(model, task), lambda: tune.lora(model, task, "attn_out.1", keep=()),
+                 lambda: weight_masks(model, "z.1.0")):  # fmt: skip
+        with pytest.raises(ValueError, match="steps of its own"):
+            call()
+    name = "model.layers.1.self_attn.kv_b_proj.weight"
+    mask = torch.ones_like(dict(model.hf.named_parameters())[name], dtype=torch.bool)
+    assert tune.finetune(model, task, {name: mask}, keep=(), steps=2, every=1, progress=False).names == (name,)

@@ -48,8 +48,24 @@ def weight(model, name: str, layer: int | None = None, index: int | None = None)
     if which:
         index //= names.n_heads // names.n_kv_heads
     start, end = columns(names, "qkv"[which], index)
-    module = attrgetter(row.qkv[which if len(row.qkv) == 3 else 0])(block)
+    module = projection(block, row.qkv[which if len(row.qkv) == 3 else 0])
     return _matrix(module)[:, start:end].clone()
+
+
+def projection(block, path: str):
+    """The module at `path` whose weight gives queries, keys or values.
+
+    Raises:
+        ValueError: where there is none, as in latent attention, which makes them in several steps.
+    """
+    module = block
+    for name in path.split("."):
+        module = getattr(module, name, None)
+    if getattr(module, "weight", None) is None:
+        raise ValueError(f"This architecture has no {path} with a weight: it makes queries, keys and values in steps of its own, so no "
+                         "matrix of theirs is one head's. Activations are offered (z, q, k, v); to train attention, give "
+                         "finetune a mask by the parameter's name, at={name: mask}.")  # fmt: skip
+    return module
 
 
 def columns(names, kind: str, index: int) -> tuple[int, int]:

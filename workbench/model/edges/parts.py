@@ -11,7 +11,7 @@ from workbench.component import Component
 from workbench.model.names import Names
 from workbench.model.plan import Prompts
 from workbench.model.run import Model
-from workbench.model.weights import columns
+from workbench.model.weights import columns, projection
 
 FLOATS = 2**25  # what one tensor of a run may hold (128 MiB in float32): decides how many rows share a call
 
@@ -121,7 +121,7 @@ class Wiring:
         """The projections of one layer: ([target, d_model, d_head], biases [target, d_head]), as the targets stand."""
         parts, biases, order = [], [], []
         for path, whole in self.layout:
-            module = attrgetter(path)(self.blocks[layer])
+            module = projection(self.blocks[layer], path)
             matrix = module.weight.T if isinstance(module, torch.nn.Linear) else module.weight
             parts.append(matrix.unflatten(1, (len(whole), -1)).transpose(0, 1))
             bias = torch.zeros_like(matrix[0]) if module.bias is None else module.bias

@@ -7,7 +7,7 @@ from operator import attrgetter
 import torch
 
 from workbench.component import Component, components
-from workbench.model.weights import columns
+from workbench.model.weights import columns, projection
 
 KINDS = ("q", "k", "v", "z", "attn_out", "neuron", "mlp_out")
 
@@ -110,6 +110,9 @@ def _slices(model, one: Component):
     names, row = model.names, model.names.row
     block = f"{row.layers}.{one.layer}"
     paths = {"qkv": row.qkv, "z": (row.heads,), "in": row.mlp_in, "out": (row.neurons,)}
+    if one.kind in ("attn_out", "z", "q", "k", "v"):
+        for path in row.qkv:
+            projection(names.layers[one.layer]._module, path)  # refuses where no matrix is a head's
     if one.kind in ("neuron", "mlp_out") and "neuron" in names.refused:
         raise ValueError(f"{one}: {_instead(model) or names.refused['neuron']}")
     if one.kind in ("attn_out", "mlp_out"):
