@@ -232,7 +232,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "course")
     parser.add_argument("--threads", type=int, default=1, help="two are not repeatable to the last bit")
     parser.add_argument("--compile", action="store_true", help="compile the model: a minute first, then faster")
-    parser.add_argument("--device", default="cpu", help="cuda: an eighth of the time, but two runs differ in their bits")
+    parser.add_argument("--device", default="cpu", help="cuda: an eighth of the time, but no run is like another")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)

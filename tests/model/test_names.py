@@ -65,6 +65,9 @@ def test_a_family_without_a_row_is_recognized_or_refused():
     del hf.model.norm
     with pytest.raises(ValueError, match=r"'brand_new' has no row .* Add a row"):
         wb.load(hf, tokenizer=tokenizer())
+    hf.config.model_type = "llama"
+    with pytest.raises(ValueError, match=r"The row of 'llama' .* does not fit .* missing: .*norm"):
+        wb.load(hf, tokenizer=tokenizer())
 
 
 def test_a_broken_identity_takes_the_parts_out_but_not_the_stream(words):

@@ -335,8 +335,12 @@ def find_names(nn, config, trace) -> Names:
             continue
         if kind in ROWS or "attn_out" not in names.refused:
             return names
+    missing = reasons[-1] if reasons else "resid identities failed"
+    if kind in ROWS:
+        raise ValueError(f"The row of {kind!r} in workbench/model/names.py does not fit this model; was it built or changed by code of its "
+                         f"own? Mend its module paths in ROWS. What was missing: {missing}")  # fmt: skip
     near = difflib.get_close_matches(kind, ROWS, 1)
     raise ValueError(
         f"The architecture {kind!r} has no row in workbench/model/names.py and none fits{f' (near: {near[0]})' if near else ''}. "
-        f"Add a row to ROWS with its module paths. What was missing: {reasons[-1] if reasons else 'resid identities failed'}"
+        f"Add a row to ROWS with its module paths. What was missing: {missing}"
     )
