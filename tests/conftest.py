@@ -49,7 +49,7 @@ def trained_mixture():
 
 @pytest.fixture(scope="session", params=CONFIGS)
 def tiny(request):
-    """Each of the fourteen architectures in turn."""
+    """Each of the seventeen architectures in turn."""
     return wb.load(build(request.param), tokenizer=tokenizer())
 
 

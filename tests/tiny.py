@@ -1,4 +1,4 @@
-"""Tiny random models of fourteen architectures, built from config, with the features that break naive code:
+"""Tiny random models of seventeen architectures, built from config, with the features that break naive code:
 
 grouped key-value heads, head sizes that are not d_model / n_heads, sliding windows shorter than the prompts,
 multipliers, softcaps. Weights are scaled up, so that interventions have effects well above float error.
@@ -17,6 +17,9 @@ GEMMA = {**LLAMA, "head_dim": 16, "sliding_window": 4, "query_pre_attn_scalar": 
 
 CONFIGS = {
     "gpt2": {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, **IDS},
+    "gpt_neo": {"hidden_size": 32, "num_layers": 3, "num_heads": 4, "max_position_embeddings": 64, "window_size": 4,
+                "attention_types": [[["global", "local", "global"], 1]], **IDS},
+    "gptj": {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "rotary_dim": 4, "tie_word_embeddings": False, **IDS},
     "gpt_neox": {**SIZE, "intermediate_size": 48},
     "opt": {**SIZE, "ffn_dim": 48, "word_embed_proj_dim": 32},
     "bloom": {"hidden_size": 32, "n_layer": 3, "n_head": 4, **IDS},
@@ -47,6 +50,14 @@ MIXTURES = {  # each with its own way of choosing; a shared expert or a layer wi
     "gpt_oss": {**ROUTED, "num_local_experts": 4, "head_dim": 8,
                 "layer_types": ["sliding_attention", "full_attention", "full_attention"]},
 }  # fmt: skip
+SMALL = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, **IDS}
+OTHERS = {  # further families: the checks of `tests/model` only. What they do not offer, beside logits and experts
+    **{name: (LLAMA, set()) for name in ("gemma", "starcoder2", "glm", "glm4", "olmo", "olmo3", "exaone4", "stablelm", "smollm3", "nemotron",
+                                         "arcee", "apertus", "vaultgemma", "seed_oss", "ernie4_5", "ministral3")},
+    **{name: (LLAMA, {"resid_mid"}) for name in ("phi", "cohere", "cohere2")},
+    "nanochat": (LLAMA, {"ln_final"}), "gpt_bigcode": (SMALL, set()),
+    "falcon": (SIZE, {"q", "k", "v", "attn_scores", "pattern", "resid_mid"}),
+}  # fmt: skip
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -62,14 +73,15 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def build(architecture: str, seed: int = 0) -> torch.nn.Module:
     """A random model of one architecture, matrices scaled up: more where LayerNorm and its biases damp effects."""
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(architecture, **(CONFIGS | MIXTURES)[architecture])
+    settings = CONFIGS | MIXTURES | {name: given for name, (given, _) in OTHERS.items()}
+    config = AutoConfig.for_model(architecture, **settings[architecture])
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "bias" in name:
                 parameter.normal_(std=0.1)
             elif parameter.dim() > 1:
-                parameter.mul_(12 if architecture in ("gpt2", "opt", "bloom", "granite") else 4)
+                parameter.mul_(12 if architecture in ("gpt2", "gpt_neo", "gptj", "opt", "bloom", "granite") else 4)
     return model
 
 

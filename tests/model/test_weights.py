@@ -4,7 +4,8 @@ from operator import attrgetter
 
 import pytest
 import torch
-from tiny import build, copying, tokenizer
+from tiny import OTHERS, build, copying, tokenizer
+from transformers import CONFIG_MAPPING
 
 import workbench as wb
 from workbench.model.weights import columns
@@ -24,7 +25,8 @@ def inside(model):
         found["z"] = names.place("z", 1, 1).get().clone()
         found["heads"] = names.part("heads", 1).output.clone()
         if row.norm_mlp and row.neurons:
-            found["y"] = attrgetter(row.norm_mlp)(block).output.clone()
+            shared = row.norm_mlp == row.norm_attn  # it has gone by already
+            found["y"] = found["x"] if shared else attrgetter(row.norm_mlp)(block).output.clone()
             found["mlp_in"] = [attrgetter(path)(block).output.clone() for path in row.mlp_in]
         if row.neurons:
             found["neuron"], found["mlp"] = (
@@ -104,3 +106,16 @@ def test_attention_made_in_steps_of_its_own_is_refused_by_name():
     name = "model.layers.1.self_attn.kv_b_proj.weight"
     mask = torch.ones_like(dict(model.hf.named_parameters())[name], dtype=torch.bool)
     assert tune.finetune(model, task, {name: mask}, keep=(), steps=2, every=1, progress=False).names == (name,)
+
+
+@pytest.mark.parametrize("name", [name for name in OTHERS if name != "falcon"])  # its norms are not known
+def test_those_of_further_families_too(name):
+    if name not in CONFIG_MAPPING:
+        pytest.skip("this version of transformers does not know it")
+    test_they_compute_what_the_modules_compute(wb.load(build(name), tokenizer=tokenizer()))
+
+
+def test_an_unknown_norm_is_refused():
+    model = wb.load(build("falcon"), tokenizer=tokenizer())
+    with pytest.raises(ValueError, match=r"no post_attention_layernorm.*row of its own"):
+        wb.locate.circuit.eap(model, wb.Task(copying()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from operator import attrgetter
 
 import torch
 
@@ -175,9 +174,9 @@ def _width(names: Names, place: Component) -> int:
 def _after_gain(model, sae: SAE) -> SAE:
     """The same transcoder for what the FFN is given here, the norm's gain and bias folded into its encoder."""
     names, layer = model.names, sae.reads.layer
-    if names.row.norm_mlp is None:
+    norm = names.norm("norm_mlp", layer)
+    if norm is None:
         return replace(sae, before_gain=False)
-    norm = attrgetter(names.row.norm_mlp)(attrgetter(names.row.layers)(model.hf)[layer])
     gain = norm.weight.detach().float().cpu()
     gain = 1 + gain if "Gemma" in type(norm).__name__ else gain  # Gemma stores what is added to 1
     bias = getattr(norm, "bias", None)

@@ -50,11 +50,27 @@ GEMMA = Row(attn_add="post_attention_layernorm", mlp_add="post_feedforward_layer
 ROWS: dict[str, Row] = {
     **dict.fromkeys(["llama", "mistral", "ministral", "qwen2", "qwen3", "granite"], LLAMA),
     "phi3": Row(qkv=("self_attn.qkv_proj",), mlp_in=("mlp.gate_up_proj",)),
+    "phi": Row(heads="self_attn.dense", neurons="mlp.fc2", ln_final="model.final_layernorm", mlp_in=("mlp.fc1",),
+               norm_mlp="input_layernorm"),
+    **dict.fromkeys(["cohere", "cohere2"], Row(norm_mlp="input_layernorm")),
+    "glm": Row(mlp_in=("mlp.gate_up_proj",)),
+    **dict.fromkeys(["nemotron", "arcee"], Row(mlp_in=("mlp.up_proj",))),
+    "apertus": Row(mlp_in=("mlp.up_proj",), norm_attn="attention_layernorm", norm_mlp="feedforward_layernorm"),
+    "starcoder2": Row(neurons="mlp.c_proj", mlp_in=("mlp.c_fc",)),
+    "nanochat": Row(neurons="mlp.fc2", mlp_in=("mlp.fc1",)),
+    "glm4": Row(attn_add="post_self_attn_layernorm", mlp_add="post_mlp_layernorm", mlp_in=("mlp.gate_up_proj",)),
     **dict.fromkeys(["gemma2", "gemma3_text"], GEMMA),
-    "olmo2": Row(attn_add="post_attention_layernorm", mlp_add="post_feedforward_layernorm", norm_attn=None, norm_mlp=None),
+    "vaultgemma": Row(norm_mlp="pre_feedforward_layernorm"),
+    **dict.fromkeys(["olmo2", "olmo3", "exaone4"], Row(
+        attn_add="post_attention_layernorm", mlp_add="post_feedforward_layernorm", norm_attn=None, norm_mlp=None)),
     **dict.fromkeys(["mixtral", "qwen2_moe", "qwen3_moe", "olmoe"], Row(neurons=None, mlp_in=None)),
     "gpt2": Row("transformer.h", "attn", "attn.c_proj", "attn", "mlp", "mlp.c_proj", "transformer.wte",
                 "transformer.ln_f", qkv=("attn.c_attn",), mlp_in=("mlp.c_fc",), norm_attn="ln_1", norm_mlp="ln_2"),
+    "gpt_neo": Row("transformer.h", "attn.attention", "attn.attention.out_proj", "attn.attention", "mlp", "mlp.c_proj",
+                   "transformer.wte", "transformer.ln_f", qkv=("attn.attention.q_proj", "attn.attention.k_proj", "attn.attention.v_proj"),
+                   mlp_in=("mlp.c_fc",), norm_attn="ln_1", norm_mlp="ln_2"),
+    "gptj": Row("transformer.h", "attn", "attn.out_proj", "attn", "mlp", "mlp.fc_out", "transformer.wte", "transformer.ln_f",
+                qkv=("attn.q_proj", "attn.k_proj", "attn.v_proj"), mlp_in=("mlp.fc_in",), norm_attn="ln_1", norm_mlp="ln_1"),
     "gpt_neox": Row("gpt_neox.layers", "attention", "attention.dense", "attention", "mlp", "mlp.dense_4h_to_h",
                     "gpt_neox.embed_in", "gpt_neox.final_layer_norm", qkv=("attention.query_key_value",), layout="by head",
                     mlp_in=("mlp.dense_h_to_4h",)),
@@ -121,6 +137,19 @@ class Names:
     def part(self, name: str, layer: int):
         """The module (nnsight envoy) of a block that the row calls `name`."""
         return attrgetter(getattr(self.row, name))(self.layers[layer])
+
+    def norm(self, name: str, layer: int):
+        """The norm before attention ("norm_attn") or the FFN ("norm_mlp"), None where they read the bare stream.
+
+        Raises:
+            ValueError: where a family without a row of its own has it under another name.
+        """
+        path = getattr(self.row, name)
+        module = path and getattr(self.layers[layer]._module, path, None)
+        if path and module is None:
+            raise ValueError(f"This family was recognized by its layout, but its blocks have no {path}, so what reads the stream through "
+                             "a norm is not known. Give it a row of its own in ROWS of workbench/model/names.py.")  # fmt: skip
+        return module
 
     def place(self, kind: str, layer: int | None, rows: int) -> Place:
         """Where the tensor of a kind lives, in a batch of `rows`; `resid_mid` and `attn_out` share one place."""
@@ -213,7 +242,16 @@ class Names:
         Raises:
             ValueError: when z or the stream do not have the expected shape, so that nothing could be trusted.
         """
-        seen = trace(_read_all)
+        calls, final = [], attrgetter(self.row.ln_final)(self.nn)._module
+        hook = final.register_forward_hook(lambda *_: calls.append(1))
+        try:
+            seen = trace(_read_all)
+        finally:
+            hook.remove()
+        if len(calls) > 1:
+            self.refused["ln_final"] = (
+                "ln_final: the final norm also runs elsewhere in a pass here, so it is not offered."
+            )
         pre, attn, mlp, post = (
             torch.stack(seen[k]).double() for k in ("resid_pre", "attn_out", "mlp_out", "resid_post")
         )
@@ -325,21 +363,22 @@ def find_names(nn, config, trace) -> Names:
     """
     kind = config.model_type
     tried = [ROWS[kind]] if kind in ROWS else list(dict.fromkeys(ROWS.values()))
-    reasons = []
+    reasons = {}
     for row in tried:
         try:
             names = Names(nn, config, row)
             names.check(lambda read, names=names: trace(read, names))
         except (AttributeError, ValueError) as error:
-            reasons.append(str(error))
+            reasons[row] = str(error)
             continue
         if kind in ROWS or "attn_out" not in names.refused:
             return names
-    missing = reasons[-1] if reasons else "resid identities failed"
+    near = difflib.get_close_matches(kind, ROWS, 1)
+    likely = ROWS.get(kind) or ROWS[near[0] if near else "llama"]
+    missing = reasons.get(likely, "attn_out and mlp_out do not add up to what a block adds")
     if kind in ROWS:
         raise ValueError(f"The row of {kind!r} in workbench/model/names.py does not fit this model; was it built or changed by code of its "
                          f"own? Mend its module paths in ROWS. What was missing: {missing}")  # fmt: skip
-    near = difflib.get_close_matches(kind, ROWS, 1)
     raise ValueError(
         f"The architecture {kind!r} has no row in workbench/model/names.py and none fits{f' (near: {near[0]})' if near else ''}. "
         f"Add a row to ROWS with its module paths. What was missing: {missing}"

@@ -190,11 +190,10 @@ class Space:
 
     def read(self, layer: int, ids=None) -> torch.Tensor:
         """Tokens as the heads of a layer read them, [token, d_model]; the sampled ones by default."""
-        row = self.model.names.row
         x = self.streams[layer] if ids is None else self._streams(ids, [layer])[layer]
-        if row.norm_attn is None:
+        norm = self.model.names.norm("norm_attn", layer)
+        if norm is None:
             return x
-        norm = attrgetter(row.norm_attn)(attrgetter(row.layers)(self.model.hf)[layer])
         gain, bias, centred = gain_of(norm, x.shape[1])
         x = x - x.mean(1, keepdim=True) if centred else x
         x = x / x.square().mean(1, keepdim=True).sqrt().clamp(min=1e-12) * gain.float().cpu()

@@ -122,7 +122,7 @@ def neuron_vocabulary(model, at, *, k: int = 10, embedding: str = "alone", seed:
         keys = model.weight("W_gate" if gated else "W_in", layer).T.cpu()  # [neuron, d_model]
         values = own_basis(model.weight("W_out", layer).cpu(), names.row.mlp_add, block,
                            (names.row.neurons, names.row.neurons.rpartition(".")[0]), names)  # fmt: skip
-        tokens = _found(model, space, layer, block)
+        tokens = _found(model, space, layer)
         for side, rows, columns, ids, sign in (("promotes", values, space.out, None, 1), ("suppresses", values, space.out, None, -1),
                                                (sides[2], keys, tokens.T, space.ids, 1)):  # fmt: skip
             mixed = torch.randn(DRAWS, len(rows), generator=generator) @ rows
@@ -138,11 +138,11 @@ def neuron_vocabulary(model, at, *, k: int = 10, embedding: str = "alone", seed:
     return NeuronVocabulary(neurons, words, null)
 
 
-def _found(model, space: Space, layer: int, block) -> torch.Tensor:
+def _found(model, space: Space, layer: int) -> torch.Tensor:
     """Tokens as the FFN of a layer reads them, without their mean, [token, d_model]."""
-    x, row = space.streams[layer], model.names.row
-    if row.norm_mlp is not None:
-        gain, _, centred = gain_of(attrgetter(row.norm_mlp)(block), x.shape[1])
+    x, norm = space.streams[layer], model.names.norm("norm_mlp", layer)
+    if norm is not None:
+        gain, _, centred = gain_of(norm, x.shape[1])
         x = x - x.mean(1, keepdim=True) if centred else x
         x = x / x.square().mean(1, keepdim=True).sqrt().clamp(min=1e-12) * gain.float().cpu()
     return x - x.mean(0)

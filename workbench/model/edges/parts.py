@@ -90,9 +90,12 @@ class Wiring:
 
     def __init__(self, model: Model):
         names = model.names
-        for kind in ("attn_out", "mlp_out"):
+        for kind in ("attn_out", "mlp_out", "ln_final"):
             if kind in names.refused:
                 raise ValueError(f"Edges are not offered here: {names.refused[kind]}")
+        if names.row.norm_attn is not None and names.row.norm_attn == names.row.norm_mlp:
+            raise ValueError("Edges are not offered here: attention and FFN read the stream through one norm, so their inputs cannot be set "
+                             "apart. For nodes use wb.locate.causal.patch.")  # fmt: skip
         self.sizes = names.n_layers, names.n_heads, names.n_kv_heads
         self.sources, self.targets = sources(*self.sizes[:2]), targets(*self.sizes)
         width, per = names.n_heads + 1, names.n_heads + 2 * names.n_kv_heads
@@ -104,8 +107,9 @@ class Wiring:
             self.known.append(1 + layer * width + own)
         self.exists = torch.arange(len(self.sources)) < torch.tensor(self.known)[:, None]
         self.blocks = attrgetter(names.row.layers)(model.hf)
-        self.norms = [Norm(attrgetter(names.row.norm_attn)(block) if names.row.norm_attn else None, names.d_model,
-                           model.hf.get_input_embeddings().weight) for block in self.blocks]  # fmt: skip
+        names.norm("norm_mlp", 0)  # refuses where it is not known
+        embed = model.hf.get_input_embeddings().weight
+        self.norms = [Norm(names.norm("norm_attn", layer), names.d_model, embed) for layer in range(names.n_layers)]
         self.layout, self.heads = self._layout(names), names.row.heads
 
     def _layout(self, names: Names) -> list[tuple[str, list[int]]]:
