@@ -55,6 +55,8 @@ OTHERS = {  # further families: the checks of `tests/model` only. What they do n
     **{name: (LLAMA, set()) for name in ("gemma", "starcoder2", "glm", "glm4", "olmo", "olmo3", "exaone4", "stablelm", "smollm3", "nemotron",
                                          "arcee", "apertus", "vaultgemma", "seed_oss", "ernie4_5", "ministral3")},
     **{name: (LLAMA, {"resid_mid"}) for name in ("phi", "cohere", "cohere2")},
+    "llama4_text": ({**LLAMA, "num_local_experts": 4, "head_dim": 8, "intermediate_size_mlp": 48}, {"neuron"}),
+    "granitemoe": ({**LLAMA, "num_local_experts": 4, "num_experts_per_tok": 2}, {"neuron"}),
     "nanochat": (LLAMA, {"ln_final"}), "gpt_bigcode": (SMALL, set()),
     "falcon": (SIZE, {"q", "k", "v", "attn_scores", "pattern", "resid_mid"}),
 }  # fmt: skip

@@ -64,6 +64,8 @@ ROWS: dict[str, Row] = {
     **dict.fromkeys(["olmo2", "olmo3", "exaone4"], Row(
         attn_add="post_attention_layernorm", mlp_add="post_feedforward_layernorm", norm_attn=None, norm_mlp=None)),
     **dict.fromkeys(["mixtral", "qwen2_moe", "qwen3_moe", "olmoe"], Row(neurons=None, mlp_in=None)),
+    "llama4_text": Row(mlp_add="feed_forward", neurons=None, mlp_in=None),
+    "granitemoe": Row(mlp_add="block_sparse_moe", neurons=None, mlp_in=None),
     "gpt2": Row("transformer.h", "attn", "attn.c_proj", "attn", "mlp", "mlp.c_proj", "transformer.wte",
                 "transformer.ln_f", qkv=("attn.c_attn",), mlp_in=("mlp.c_fc",), norm_attn="ln_1", norm_mlp="ln_2"),
     "gpt_neo": Row("transformer.h", "attn.attention", "attn.attention.out_proj", "attn.attention", "mlp", "mlp.c_proj",
