@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny import OTHERS, build, copying, tokenizer
+from tiny import CONFIGS, GEMMA, OTHERS, build, copying, tokenizer
 from transformers import CONFIG_MAPPING
 
 import workbench as wb
@@ -103,3 +103,24 @@ def test_further_families_open_too(name):
         logits = torch.atanh((model.logits(pairs.clean) / cap).double()) * cap
         gap = wb.measure.logit_diff(logits, pairs.answer, pairs.foil).numpy()
     assert np.allclose(blocks.per_prompt.sum(0), gap, atol=1e-4 * max(1, np.abs(gap).max()))
+
+
+def test_layers_of_different_size_are_refused(monkeypatch):
+    """A neuron or head of one layer would be read with the size of another."""
+    hf = build("llama")
+    mlp = hf.model.layers[1].mlp
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        old = mlp.get_submodule(name)
+        sizes = (
+            (2 * old.in_features, old.out_features) if name == "down_proj" else (old.in_features, 2 * old.out_features)
+        )
+        setattr(mlp, name, torch.nn.Linear(*sizes, bias=False))
+    with pytest.raises(ValueError, match="neuron is 48 or 96 wide, depending on the layer"):
+        wb.load(hf, tokenizer=tokenizer())
+    if "gemma4_text" in CONFIG_MAPPING:  # its global layers may have larger heads
+        settings = GEMMA | {"head_dim": 8, "global_head_dim": 16, "hidden_size_per_layer_input": 0,
+                            "layer_types": ["sliding_attention", "full_attention", "full_attention"]}  # fmt: skip
+        monkeypatch.setitem(CONFIGS, "gemma4_text", settings)
+        monkeypatch.setitem(ROWS, "gemma4_text", ROWS["gemma2"])
+        with pytest.raises(ValueError, match="z is 32 or 64 wide, depending on the layer"):
+            wb.load(build("gemma4_text"), tokenizer=tokenizer())

@@ -261,6 +261,10 @@ class Names:
         if pre.shape[-1] != self.d_model or width % self.n_heads:
             raise ValueError(f"The row for this architecture does not fit: stream {pre.shape[-1]} wide, z {width} wide, "
                              f"d_model {self.d_model}, {self.n_heads} heads.")  # fmt: skip
+        for kind, widths in seen["widths"].items():
+            if len(widths) > 1:
+                raise ValueError(f"{kind} is {' or '.join(map(str, sorted(widths)))} wide, depending on the layer; models whose layers differ "
+                                 "in size are not offered, as a component's index would mean another thing in each.")  # fmt: skip
         self.d_head = width // self.n_heads
         self.d_mlp = seen["neuron"].shape[-1] if "neuron" in seen else None
         self.block_is_tuple, self.block_extras = seen["tuple"]
@@ -304,15 +308,23 @@ class Names:
 
 def _read_all(names: Names, rows: int) -> dict:
     """Inside a trace: every site of every layer, in forward order."""
-    found: dict = {"resid_pre": [], "attn_out": [], "mlp_out": [], "resid_post": []}
+    found: dict = {
+        "resid_pre": [],
+        "attn_out": [],
+        "mlp_out": [],
+        "resid_post": [],
+        "widths": {"z": set(), "neuron": set()},
+    }
     for layer in range(names.n_layers):
         found["resid_pre"].append(names.place("resid_pre", layer, rows).get().clone())
         z = names.place("z", layer, rows).get()
         found.setdefault("z", z.clone())
+        found["widths"]["z"].add(z.shape[-1])
         found["attn_out"].append(names.place("attn_out", layer, rows).get().clone())
         if "neuron" not in names.refused:
             neuron = names.place("neuron", layer, rows).get()
             found.setdefault("neuron", neuron.clone())
+            found["widths"]["neuron"].add(neuron.shape[-1])
         found["mlp_out"].append(names.place("mlp_out", layer, rows).get().clone())
         whole = names.layers[layer].output
         found["tuple"] = (isinstance(whole, tuple), len(whole) - 1 if isinstance(whole, tuple) else 0)
