@@ -70,14 +70,17 @@ def test_the_answer_holds_for_all_generated_tokens(model, phase, cached):
 
 def test_activations_positions_spans_and_cosine(llama):
     push = wb.Add("resid_post.1", V)
-    for at, spans in (("resid_mid.0@1", None), ("mlp_out.0", None), ("resid_pre.0@here", [{"here": [1, 2]}] * 4)):
-        x = torch.stack([llama.activations(text, wb.Component.parse(at).at(None))[0] for text in [PROMPTS[0]]])
-        assert x.shape[-1] == 32
-        gate = wb.Gate(at, V, -2, by="cosine")
-        seen = llama.activations(PROMPTS, "resid_post.1@-1", push.gated(gate), spans=spans)
-        assert torch.equal(seen, llama.activations(PROMPTS, "resid_post.1@-1", push))
-        seen = llama.activations(PROMPTS, "resid_post.1@-1", push.gated(replace(gate, threshold=2)), spans=spans)
-        assert torch.equal(seen, llama.activations(PROMPTS, "resid_post.1@-1"))
+    base, full = (llama.activations(PROMPTS, "resid_post.1@-1", *change) for change in ((), (push,)))
+    for at, spans, read in (("resid_mid.0@1", None, lambda x: x[1]), ("mlp_out.0", None, lambda x: x.mean(0)),
+                            ("resid_pre.0@here", [{"here": [1, 2]}] * 4, lambda x: x[1:3].mean(0))):  # fmt: skip
+        whole = [llama.activations(text, wb.Component.parse(at).at(None))[0] for text in PROMPTS]
+        cosine = torch.stack([torch.nn.functional.cosine_similarity(read(x), V, dim=0) for x in whole])
+        for threshold in (cosine[:2, None] + torch.tensor([-1e-4, 1e-4])).flatten().tolist():  # row 0 is padded
+            gated = push.gated(wb.Gate(at, V, threshold, by="cosine"))
+            seen = llama.activations(PROMPTS, "resid_post.1@-1", gated, spans=spans)
+            assert torch.equal(seen, torch.where((cosine > threshold)[:, None], full, base)), at
+    gate, x = wb.Gate(AT, [2.0, 0.0], 3.0), torch.tensor([[3.0, 5.0], [2.9, 0.0], [-3.0, 9.0]])
+    assert gate.open(x).tolist() == [True, False, False] and (~gate).open(x).tolist() == [False, True, True]
     gate = wb.Gate("mlp_out.0", V)
     x = llama.activations(PROMPTS[0], "mlp_out.0")[0].mean(0)
     assert torch.allclose(gate.reading(x[None]), (x @ V / V.norm())[None], atol=1e-5)
@@ -124,6 +127,10 @@ def test_a_later_gate_can_decide_about_generated_tokens_only(llama):
         wb.Add("resid_post.1", V, gate=late)
     with pytest.raises(ValueError, match="read after"):
         wb.Add("resid_pre.*", V).gated(OPEN)
+    heads = wb.Zero("z.*.*")  # whose first layer comes after what it begins with
+    assert torch.equal(
+        llama.logits(PROMPTS, heads.gated(wb.Gate("resid_pre.0@-1", V, -1e6))), llama.logits(PROMPTS, heads)
+    )
     push = wb.Add("resid_post.1", 4 * V, phase="generation")
     assert llama.generate(PROMPTS, push.gated(late)) == llama.generate(PROMPTS, push) != llama.generate(PROMPTS)
     from workbench.model import Prompts

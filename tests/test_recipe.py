@@ -14,6 +14,8 @@ def test_a_sum_is_a_recipe_and_does_not_depend_on_order():
     assert isinstance(A + B, wb.Recipe)
     assert (A + B).interventions == (B + A).interventions == (B, A)
     assert len(A + B + A) == 3
+    weights = wb.Delta(weights={"w": torch.ones(2)})
+    assert (A + weights + B).interventions == (weights, B, A)  # weights are changed first
     assert wb.Recipe([A, [B, wb.Recipe([A])]]).interventions == (B, A, A)
 
 
@@ -30,6 +32,11 @@ def test_save_and_load(tmp_path):
     assert wb.Recipe.load(tmp_path / "r") == recipe
     recipe.save(tmp_path / "r")  # over itself
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_each_of_many_gets_its_own_tensors_back(tmp_path):
+    many = wb.Recipe([wb.Add(f"resid_post.{i}", torch.full((2,), float(i))) for i in range(12)])
+    assert wb.Recipe.load(many.save(tmp_path / "r")) == many
 
 
 def test_a_failed_save_leaves_the_old_recipe(tmp_path):

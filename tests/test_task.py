@@ -34,6 +34,7 @@ def test_splits_and_slices():
     task = wb.Task([PAIR | {"split": s} for s in ("fit", "fit", "ood")], "t")
     assert repr(task) == "Task(t, 3 pairs: fit 2, ood 1)"
     assert len(task.split("fit")) == 2 and len(task[:1]) == len(task[0]) == 1
+    assert len(wb.Task([*task, PAIR]).split("fit")) == 2  # a row that names no split is in none
     with pytest.raises(ValueError, match="no rows of split 'test'; it has fit, ood"):
         task.split("test")
 
@@ -56,14 +57,16 @@ def test_ids_answers_and_spans(llama):
     assert clean.shape == corrupted.shape == (3, 7) and (clean != corrupted).sum() == 3
     assert pairs.answer.tolist() == [6] * 3 and pairs.foil.tolist() == [7] * 3
     assert pairs.spans == [{"cause": [2]}] * 3 and pairs.dropped.empty
-    assert wb.Task([PAIR | {"spans": {"two": [0, 5]}}]).on(llama).spans == [{"two": [0, 1]}]
+    task = wb.Task([PAIR | {"spans": {"two": [0, 5], "one": [0, 3]}}])  # the space after it belongs to no token
     bos = wb.load(llama.hf, tokenizer=llama.tokenizer, bos=True)
-    assert wb.Task([PAIR | {"spans": {"two": [0, 5]}}]).on(bos).spans == [{"two": [1, 2]}]
+    for model, shift in ((llama, 0), (bos, 1)):  # the same task, cut for each
+        assert task.on(model).spans == [{"two": [shift, shift + 1], "one": [shift]}]
 
 
 @pytest.mark.parametrize("wrong, said", [
     ({"corrupted": "w5 w8"}, "'w5 w6 w7' has 3 tokens, 'w5 w8' 2"), ({"answer": "w10 w12"}, "is no single token"),
     ({"clean": "w5 what w7"}, "'what'"), ({"foil": "w10"}, "same token"), ({"spans": {"x": "w9"}}, "stands 0 times"),
+    ({"clean": "w5 w6 w5", "spans": {"x": "w5"}}, "stands 2 times"),
 ])  # fmt: skip
 def test_rows_that_do_not_fit_are_refused_with_the_reason(llama, wrong, said):
     with pytest.raises(ValueError, match=said):
@@ -78,7 +81,11 @@ def test_score_is_the_metric_row_by_row(llama):
     task = wb.Task([PAIR])
     logits = llama.logits(PAIR["clean"])[0]
     assert task.score(llama)[0] == pytest.approx((logits[10] - logits[11]).item())
+    other = llama.logits(PAIR["corrupted"])[0]
+    assert task.score(llama, prompt="corrupted")[0] == pytest.approx((other[10] - other[11]).item())
     assert task.score(llama, metric="prob")[0] == pytest.approx(torch.softmax(logits, 0)[10].item())
+    named, counted = (wb.Task(copying(3)).score(llama, wb.Zero(f"mlp_out.1@{at}")) for at in ("cause", 2))
+    assert (named == counted).all()
     with pytest.raises(ValueError, match="needs pairs"):
         wb.Task([{"text": "w5"}]).score(llama)
 

@@ -40,6 +40,30 @@ def test_experts_are_drawn_among_experts(trained_mixture, target):
         )
 
 
+def test_as_many_components_are_drawn_as_there_were(trained, target):
+    """All of the other heads, each once: a control with one of them twice would do less than the recipe."""
+    at = [f"z.{layer}.{head}" for layer, head in ((0, 0), (0, 2), (1, 1), (1, 3), (2, 0), (2, 1))]
+    other = drawn(trained, wb.Zero(at), target, "random components")
+    assert {str(one) for one in other.at} == {f"z.{i}.{j}" for i in range(3) for j in range(4)} - set(at)
+    made = [random_controls(trained, wb.Recipe([wb.Zero("z.1.2")]), target[:2], 3, 1, seed) for seed in range(12)]
+    assert len({str(recipe.interventions[0].at[0]) for found in made for recipe in found.values()} - {"z.1.2"}) > 4
+
+
+def test_a_random_direction_is_as_long_and_another_one(trained, target):
+    """Of differences of weights: in the same entries, and at the strength that they have."""
+    name = "model.layers.1.mlp.down_proj.weight"
+    numbers = torch.randn(32, 48, generator=torch.Generator().manual_seed(1)) * (torch.arange(48) < 9)
+    vector = torch.linspace(-1, 2, 32)
+    for own, read in ((2 * wb.Delta(weights={name: numbers}), lambda one: one.difference(name)),
+                      (-3 * wb.Add("resid_post.1@-1", vector), lambda one: one.strength * one.vector),
+                      (wb.ProjectOut("resid_post.1", vector), lambda one: one.direction)):  # fmt: skip
+        one, other = read(own), read(drawn(trained, own, target, "random direction"))
+        assert torch.equal(one != 0, other != 0) and torch.allclose(one.norm(), other.norm(), rtol=1e-4)
+        assert (
+            abs(torch.cosine_similarity(one.flatten(), other.flatten(), dim=0)) < 0.7 and other.min() < 0 < other.max()
+        )
+
+
 def test_an_affine_control_moves_as_far_in_another_direction(trained, target):
     at = "resid_post.1@-1"
     own = vector.set_to_mean(trained, target, at)
@@ -49,10 +73,9 @@ def test_an_affine_control_moves_as_far_in_another_direction(trained, target):
     centre = [move.mean(0) for move in moves]
     assert torch.allclose(centre[0].norm(), centre[1].norm(), rtol=1e-3)
     assert abs(torch.cosine_similarity(*centre, dim=0)) < 0.9
-    shares = [
-        torch.linalg.matrix_norm(one.matrix.reshape(len(x[0]), -1) - torch.eye(len(x[0]))) for one in (own, other)
-    ]
-    assert torch.allclose(*shares, rtol=1e-3)
+    maps = [one.matrix.reshape(len(x[0]), -1) - torch.eye(len(x[0])) for one in (own, other)]
+    assert torch.allclose(*map(torch.linalg.matrix_norm, maps), rtol=1e-3)
+    assert torch.allclose(*map(torch.trace, maps), rtol=1e-3)  # turned both where it is read and where it is written
 
 
 def test_families_have_the_control_of_their_members(trained, target):
@@ -63,7 +86,8 @@ def test_families_have_the_control_of_their_members(trained, target):
     both = wb.Affine(["z.1.*@-1", "z.0.2@-1"], torch.stack([matrix, 2 * matrix]), bias)
     assert len(drawn(trained, both, target, "random direction").at) == 5
     mixed = wb.Mean(["z.1.*@-1", "z.0.2@-1"], torch.zeros(8))
-    assert not random_controls(trained, wb.Recipe([mixed]), target, 3, 2, 0)
+    stream = wb.Mean("resid_post.1@-1", torch.zeros(32))  # a mean of this place, not of others
+    assert not any(random_controls(trained, wb.Recipe([one]), target, 3, 2, 0) for one in (mixed, stream))
 
 
 def test_values_that_belong_to_one_place_have_no_control_and_the_report_says_nothing_about_it(trained, target):
@@ -85,6 +109,8 @@ def test_labels_are_shuffled_for_vectors_that_were_fitted_on_them(trained, targe
         assert (
             torch.allclose(states.T @ weights, found.vector, atol=1e-3) and 0 < found.vector.norm() < push.vector.norm()
         )
+        shares = torch.tensor([-1 / (len(states) - positive)] * (len(states) - positive) + [1 / positive] * positive)
+        assert torch.allclose(weights.sort().values, shares, atol=1e-2)  # one mean less the other
         assert (found.strength, found.gate, found.at) == (one.strength, one.gate, one.at)
     by_hand = wb.Add("resid_post.1@-1", push.vector)
     assert not any("shuffled" in name for name in random_controls(trained, wb.Recipe([by_hand]), target, 3, 2, 0))
@@ -213,7 +239,7 @@ def test_without_random_draws_the_verdict_says_that_nothing_was_beaten(trained, 
     own = wb.Delta(weights=tuned.weights)
     object.__setattr__(own, "controls", {"full tuning": lambda: own})
     report = wb.improve.evaluate(trained, own, lesson, draws=0)
-    assert "no control was drawn" in report.verdict or "NOT shown" in report.verdict
+    assert "beats controls" not in set(report.checks.claim)
     assert "full tuning" in report.verdict and "beyond every control" not in report.verdict
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from tiny import copying
 
 import workbench as wb
@@ -30,11 +31,54 @@ def test_a_push_along_the_unembedding_has_the_slope_it_must_have(trained, tasks)
     doses.plot()
 
 
+def test_a_dose_multiplies_all_of_a_recipe(trained, tasks):
+    """Two strengths: the slope of each prompt is the difference of its scores, vectors and weights multiplied alike."""
+    push = wb.Add("resid_post.1@-1", np.linspace(-1, 1, 32))
+    head = wb.Delta(weights={"lm_head.weight": 0.3 * torch.randn(64, 32, generator=torch.Generator().manual_seed(0))})
+    doses = wb.improve.dose_response(trained, wb.Recipe([push, head]), tasks[0], strengths=(0, 3))
+    plain, alone, both = (tasks[0].score(trained, *changes) for changes in ((), (3 * push,), (3 * push, 3 * head)))
+    assert doses.slopes == pytest.approx((both - plain) / 3, abs=1e-4)
+    assert min(np.abs(both - alone).max(), np.abs(alone - plain).max()) > 0.1
+
+
+def test_only_the_split_counts_and_rows_of_one_entity_count_once(trained, tasks):
+    """Every row a second time tells nothing new: the intervals stay what they were."""
+    splits = ["fit"] * 6 + ["test"] * 5 + ["ood"] * 5
+    once = [wb.Task([row | {"split": one} for row, one in zip(task, splits)], task.name) for task in tasks]
+    twice = [wb.Task([row for row in task for _ in range(2)], task.name) for task in once]
+    push = wb.Add("resid_post.1@-1", np.linspace(-1, 1, 32))
+    for split, run in (("ood", lambda given: wb.improve.dissociation(trained, {"push": push}, given, metric="logit_diff")),
+                       ("test", lambda given: wb.improve.dose_response(trained, push, *given, strengths=(0, 1)))):  # fmt: skip
+        one, two = run(once), run(twice)
+        last = one.frame[one.frame.task == "seven"].iloc[-1]
+        part = once[1].split(split)
+        before, after = part.score(trained), part.score(trained, push)
+        assert one.split == split and last.n == 5
+        assert last["change" if split == "ood" else "value"] == pytest.approx(
+            (after - before * (split == "ood")).mean(), abs=1e-4
+        )
+        assert (two.frame.n == 10).all() and (one.frame.ci_hi - one.frame.ci_lo).max() > 0.01
+        assert np.allclose(one.frame[["ci_lo", "ci_hi"]], two.frame[["ci_lo", "ci_hi"]], atol=1e-4)
+
+
+def test_texts_are_measured_as_in_an_evaluation(trained, tasks):
+    """KL from the unchanged model: none at strength 0, that of the report at 1, whose interval resamples whole texts."""
+    texts = wb.Task([{"text": " ".join([f"w{12 + i}"] * 9)} for i in range(8)], "texts")
+    push = wb.Add("resid_post.1", np.linspace(-1, 1, 32))
+    doses = wb.improve.dose_response(trained, push, tasks[0], texts, strengths=(0, 1))
+    none, own = (row for _, row in doses.frame[doses.frame.metric == "kl"].iterrows())
+    wanted = wb.improve.evaluate(trained, push, tasks[0], texts, draws=0).row("texts", "all", "kl")
+    assert none.value == 0 < own.ci_lo < own.ci_hi and own.role == "guard"
+    assert [own.value, own.ci_lo, own.ci_hi] == pytest.approx([wanted[name] for name in ("after", "ci_lo", "ci_hi")])
+
+
 def test_what_has_no_strength_is_refused(trained, tasks):
     with pytest.raises(ValueError, match=r"Zero\(.*has no strength"):
         wb.improve.dose_response(trained, wb.Zero("z.0.0"), tasks[0])
     with pytest.raises(ValueError, match="at least two strengths"):
         wb.improve.dose_response(trained, wb.Add("resid_post.0", np.ones(32)), tasks[0], strengths=(1,))
+    with pytest.raises(ValueError, match="was made for model 0123"):
+        wb.improve.dose_response(trained, wb.Recipe([wb.Add("resid_post.0", np.ones(32))], "", "0123"), tasks[0])
 
 
 def test_dissociation(trained, tasks):

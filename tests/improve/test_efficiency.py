@@ -238,6 +238,9 @@ def test_operations_and_bytes_are_what_the_sizes_say(llama):
     attention = 2 * 32 * length * length
     assert found.prompt_operations == pytest.approx(3 * (layer * length + attention) + 32 * 64 + rotary, rel=1e-3)
     assert found.token_operations == pytest.approx(3 * (layer + 2 * 32 * (length + 1)) + 32 * 64, rel=1e-3)
+    three = fast.costs(llama, rows, new_tokens=3)  # the second of three tokens is the mean one
+    assert three.token_operations == pytest.approx(3 * (layer + 2 * 32 * (length + 2)) + 32 * 64, rel=1e-3)
+    assert (three.prompt_operations, three.tokens) == (found.prompt_operations, length + 3)
     assert found.cache_bytes == 3 * 2 * 16 * 4 * (length + 1)
     assert found.weight_bytes == sum(p.numel() for p in llama.hf.parameters()) * 4
     less = fast.costs(llama, rows, "z.*.*", sink=1, window=2, new_tokens=1)

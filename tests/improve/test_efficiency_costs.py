@@ -58,9 +58,16 @@ def test_prompts_may_be_a_task(llama):
             assert all(torch.equal(one, other) for one, other in zip(found, want, strict=True))
 
 
+def test_costs_are_means_over_prompts_run_alone(llama, words):
+    prompts = words(5, 12)
+    both, *alone = (fast.costs(llama, given, new_tokens=2) for given in (prompts, *prompts))
+    for name in (*COUNTED, "cache_bytes", "tokens"):
+        assert getattr(both, name) == pytest.approx(sum(getattr(one, name) for one in alone) / 2)
+
+
 def test_a_timer_waits_for_what_runs_elsewhere(llama, words, monkeypatch):
     """Accelerators compute while Python runs on: they have to be done when a time is taken."""
-    waited, events, clock = [], [], iter(range(100))
+    waited, events, clock = [], [], iter((0, 5, 10, 13))
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
     places = ["cuda:1", "cpu", "cuda:1", "meta"]
     elsewhere = [SimpleNamespace(device=torch.device(place)) for place in places]
@@ -68,6 +75,7 @@ def test_a_timer_waits_for_what_runs_elsewhere(llama, words, monkeypatch):
     assert waited == [torch.device("cuda:1")]
     monkeypatch.setattr(module, "_finish", lambda model: events.append("wait"))
     monkeypatch.setattr(module.time, "perf_counter", lambda: events.append("time") or next(clock))
-    fast.costs(llama, words(5), new_tokens=1, repeats=2)
+    found = fast.costs(llama, words(5, 7), new_tokens=1, repeats=2)
+    assert found.seconds == 3 / 2  # of the better repeat, for each of two prompts
     assert events.count("time") == 4
     assert all(events[i - 1] == "wait" for i, one in enumerate(events) if one == "time")

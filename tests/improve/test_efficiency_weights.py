@@ -133,8 +133,8 @@ def test_a_sure_model_leaves_early_and_says_the_same(trained):
     assert torch.equal(said.argmax(-1), trained.logits(prompts).argmax(-1))
 
 
-@pytest.mark.parametrize("confidence", [0.0, 1.1])
-def test_a_model_that_the_lens_cannot_read_is_refused(confidence, words):
+@pytest.mark.parametrize("confidence, start", [(0.0, 0), (0.0, 2), (1.1, 0)])
+def test_a_model_that_the_lens_cannot_read_is_refused(confidence, start, words):
     hf = build("llama")
 
     class Odd(type(hf)):
@@ -146,7 +146,7 @@ def test_a_model_that_the_lens_cannot_read_is_refused(confidence, words):
     hf.__class__ = Odd
     model = wb.load(hf, tokenizer=tokenizer())
     with pytest.raises(ValueError, match="no stream can be read out"):
-        fast.exit_early(model, words(6), confidence)
+        fast.exit_early(model, words(6), confidence, start=start)
     assert not any(module._forward_hooks for module in hf.modules())
 
 

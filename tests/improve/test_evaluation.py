@@ -129,6 +129,8 @@ def test_a_guard_at_its_ceiling_that_loses_margin_is_caught(trained, target, gua
     assert found.row("kept", "all")["after"] == 1 == found.row("kept", "all")["before"]
     assert checks(found, "keeps margin", "kept") == {"all": "no"} and not found.accepted
     assert "It HARMS kept (in margin)." in found.verdict
+    found = wb.improve.evaluate(trained, size * push, helped, guards[:1], draws=0, tolerances={"margin": 0.9})
+    assert checks(found, "keeps margin", "kept") == {"all": "yes"}
 
 
 def helped_margin(model, push, guard):
@@ -146,6 +148,21 @@ def test_whole_replies_prompts_and_further_controls(trained, target, guards):
     )
     for split in ("test", "ood"):
         assert found.row(split=split, metric="exact")["before"] == 1 > found.row(split=split, metric="exact")["after"]
+        part, row = wb.Task(said, "said").split(split), found.row(split=split, metric="logit_diff")
+        first = [part.score(trained, *change).mean() for change in ((), (-push,))]  # of the completion's first token
+        assert [row["before"], row["after"]] == pytest.approx(first, rel=1e-4)
+        asked = wb.Task(
+            [
+                one | {"clean": f"w9 w10 {one['clean']}", "corrupted": f"w9 w10 {one['corrupted']}", "spans": {}}
+                for one in part
+            ]
+        )
+        asking = found.row(split=split, metric="logit_diff", arm="prompt: w9 w10")
+        assert asking["after"] == pytest.approx(asked.score(trained).mean(), rel=1e-4)
+    other = [row | {"completion": " ".join([*row["completion"].split()[:2], "w4" if row["completion"][-3:] != " w4" else "w5"])}
+             for row in said]  # fmt: skip
+    spoilt = wb.improve.evaluate(trained, wb.Scale("z.0.0", 1), wb.Task(other, "spoilt"), draws=0)
+    assert spoilt.row(metric="exact")["before"] == 0  # the last word counts, too
     assert {"half", "prompt: w9 w10"} <= set(found.against.control)
     with pytest.raises(ValueError, match="half does not fit task 'said'"):
         wb.improve.evaluate(trained, push, wb.Task(said, "said"), controls={"half": wb.Zero("z.0.0@nowhere")})
@@ -156,6 +173,17 @@ def test_whole_replies_prompts_and_further_controls(trained, target, guards):
 def test_background_is_added_where_the_model_can_read_it(trained, target):
     assert "background" not in set(wb.improve.evaluate(trained, wb.Zero("z.0.0"), target, draws=1).frame.task)
     assert "no background text" in wb.improve.evaluate(trained, wb.Zero("z.0.0"), target, draws=1).verdict
+
+
+def test_background_is_added_where_no_guard_is_a_text(course, monkeypatch):
+    load = wb.Task.load
+    monkeypatch.setattr(wb.Task, "load", lambda name: load(name)[:3])
+    few, texts = wb.Task.load("ioi"), wb.Task(wb.Task.load("background").rows, "own texts")
+    for guards, wanted in (((), "background"), ((texts,), "own texts")):
+        found = wb.improve.evaluate(course, wb.Zero("z.0.0"), few, guards, draws=0)
+        assert (
+            set(found.frame[found.frame.metric == "kl"].task) == {wanted} and "no background text" not in found.verdict
+        )
 
 
 def test_one_file_that_needs_no_network(report, tmp_path):
@@ -198,6 +226,13 @@ def test_a_recipe_that_cannot_act_on_a_guard_is_refused_first(trained, target, g
         wb.improve.evaluate(trained, wb.Zero("z.0.0@cause"), target, guards)
 
 
+def test_a_recipe_of_another_model_is_refused_before_anything_runs(trained, target):
+    change = wb.Delta(weights={"lm_head.weight": torch.ones_like(trained.hf.lm_head.weight)})
+    object.__setattr__(change, "controls", {"full tuning": lambda: pytest.fail("trained")})
+    with pytest.raises(ValueError, match="was made for model 0123"):
+        wb.improve.evaluate(trained, wb.Recipe([change], "", "0123"), target)
+
+
 def test_tasks_need_names_to_be_told_apart(trained, target):
     with pytest.raises(ValueError, match="different names"):
         wb.improve.evaluate(trained, wb.Zero("z.0.0"), target, [target])
@@ -217,8 +252,9 @@ def test_background_is_left_out_where_texts_are_longer_than_the_model_reads(cour
     try:
         course.hf.config.max_position_embeddings = int(np.median(lengths))
         assert 0 < len(_background(course)[0]) < len(lengths)
-        course.hf.config.max_position_embeddings = 3
-        assert _background(course) == []
+        for few in (3, int(np.quantile(lengths, 0.1))):  # no texts, or too few to say anything
+            course.hf.config.max_position_embeddings = few
+            assert _background(course) == []
     finally:
         course.hf.config.max_position_embeddings = before
 
@@ -384,6 +420,11 @@ def test_the_control_is_the_draw_with_the_smallest_gap(trained, uneven):
     drawn = [_direction(trained, push, rng, 7, _Means(trained, uneven)) for _ in range(6)]
     gaps = [np.abs(uneven.score(trained, one)).mean() for one in drawn]
     assert np.abs(uneven.score(trained, best)).mean() == pytest.approx(min(gaps)) and min(gaps) < max(gaps) - 0.01
+    part, said = uneven.split("test"), "random direction (best of 6)"
+    narrow, wide = (np.abs(part.score(trained, random_controls(trained, push, part, 7, 6, 0, AIMS[aim])[said])).mean()
+                    for aim in ("even", "answer"))  # fmt: skip
+    found = wb.improve.evaluate(trained, push, uneven, aim="even", draws=6)
+    assert found.row(split="test", arm=said)["after"] == pytest.approx(narrow) and narrow < wide
 
 
 def test_even_reports_are_saved_drawn_and_written(even, tmp_path):

@@ -187,7 +187,12 @@ def test_every_family_has_a_script_that_does_the_same(tmp_path, words, byte_mode
         d = model.names.d_model
         own = [*folding(model, 2 if name == "llama" else 5)[0], wb.Add("resid_post.1@-2", numbers(d), 2.0, "norm"),
                wb.Scale("resid_post.0@1", 1.5), wb.Zero("attn_out.1", phase="prompt"), wb.Clamp(["z.1.0", "z.1.2"], 0.3),
-               wb.Add("resid_post.1", numbers(d, seed=2), phase="generation"), deltas(model)]  # fmt: skip
+               wb.Add("resid_post.1", numbers(d, seed=2), phase="generation"), 0.5 * deltas(model)]  # fmt: skip
+        *_, matrix = (one for one in deltas(model).names if ".2." in one)  # what the last FFN writes with
+        rows, columns = model.hf.get_parameter(matrix).shape
+        own.append(
+            -2 * wb.Delta(weights={f"{matrix}.left": numbers(rows, 2), f"{matrix}.right": 0.2 * numbers(2, columns)})
+        )
         if model.names.experts:
             own += [wb.Add("router.0", numbers(model.names.n_experts)), wb.Clamp(["expert.1.3", "expert.1.0"], 0.3),
                     wb.Zero("expert.1.2@2"), wb.Scale("expert.2.*", 0.5, phase="generation")]  # fmt: skip

@@ -50,6 +50,7 @@ def test_what_llama_cpp_cannot_do_is_refused(llama, tmp_path):
     v = torch.ones(32)
     for one, said in ((wb.Add("resid_post.0", v), "resid_post.0 has no direction"), (wb.Add("resid_mid.1", v), "resid_mid.1 has no"),
                       (wb.Add("resid_post.1@-1", v), "every token"), (wb.Add("resid_post.1", v, phase="prompt"), "every token"),
+                      (wb.Add("resid_post.1", v).gated(wb.Gate("resid_post.0@-1", v)), "every token"),
                       (wb.Add("resid_post.1", v, unit="norm"), "unit='raw'"), (wb.Zero("z.1.1"), "only adds"),
                       (wb.Add("resid_post.1", torch.ones(3)), "3 wide"), (wb.Add("resid_post.1", 0 * v), "nothing"),
                       (wb.Add("resid_post.9", v), "out of range")):  # fmt: skip

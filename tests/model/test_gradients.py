@@ -86,3 +86,9 @@ def test_attention_that_keeps_no_pattern(words):
     assert model.activations(words(4, 4), "q.0.1").shape == (2, 4, 8)
     with pytest.raises(ValueError, match="set_attn_implementation"):
         model.activations(words(4), "pattern.0.1")
+
+
+def test_attention_with_a_sink_beside_the_keys_has_no_pattern_that_sums_to_one():
+    model = wb.load(build("gpt_oss"), tokenizer=tokenizer())
+    with pytest.raises(ValueError, match="does not sum to one"):
+        model.activations("w5 w6 w7", "pattern.1.0")

@@ -98,6 +98,43 @@ def test_two_interventions_on_one_tensor_follow_each_other(llama, words):
                 assert torch.allclose(llama.activations(words(4), where, wb.Recipe(both)), expected, atol=1e-5)
 
 
+def test_what_attention_writes_is_changed_before_the_stream_it_is_part_of(llama, words):
+    vector, plain = torch.ones(32), llama.activations(words(4), "resid_mid.1")
+    both = [wb.Scale("resid_mid.1", 2.0), wb.Add("attn_out.1", vector)]  # one tensor holds both
+    for order in (both, both[::-1]):
+        assert torch.allclose(llama.activations(words(4), "resid_mid.1", *order), 2 * (plain + vector), atol=1e-4)
+
+
+def test_several_passes_give_what_one_gives(llama, words, monkeypatch):
+    """Each prompt keeps its own span (whose tokens are averaged), its own generated part and its own number."""
+    plan, spans = wb.model.Prompts, [{"here": [i % 3, i % 3 + 1]} for i in range(5)]
+    prompts = plan([llama.ids(text) for text in words(6, 8, 5, 7, 6)], [4, 6, 5, 5, 4], spans)
+    change = [wb.Add("resid_post.0@here", torch.ones(32)), wb.Scale("mlp_out.1", 3.0, phase="generation")]
+    target, chunks = torch.arange(10, 15), plan.chunks
+
+    def metric(logits, rows):
+        return logits.gather(-1, target[rows, None])[:, 0]
+
+    def run():
+        value, acts, slopes = llama.gradients(prompts, "resid_post.0@here", metric, *change)
+        return (
+            value,
+            *acts.values(),
+            *slopes.values(),
+            llama.logits(prompts, *change),
+            *llama.logits(prompts, *change, positions="all"),
+        )
+
+    whole = run()
+    assert torch.allclose(whole[0], metric(whole[3], torch.arange(5)), atol=1e-5)
+    for i, row in enumerate(spans):
+        alone = llama.activations(prompts.ids[i][None], "resid_post.0")[0, row["here"]].mean(0) + 1
+        assert torch.allclose(whole[1][i], alone, atol=1e-5)
+    monkeypatch.setattr(plan, "chunks", lambda prompts, budget=None: chunks(prompts, 16))
+    for one, other in zip(whole, run(), strict=True):
+        assert torch.allclose(one, other, atol=1e-4)
+
+
 @pytest.mark.parametrize("settings", [{}, {"use_cache": False}, {"do_sample": True, "temperature": 0.7}], ids=str)
 def test_phases_touch_the_right_tokens(tiny, words, settings):
     """Read the residuals of a whole generation: which tokens were changed, prompt or generated?"""
@@ -145,11 +182,22 @@ def test_generation_stops_at_the_end_and_leaves_the_model_usable(llama, words):
     assert torch.equal(llama.generate_ids(prompt, max_new_tokens=4)[0], first)
 
 
+def test_what_ended_early_in_a_batch_ends_there_also_where_padding_is_the_end_of_sequence(llama, words):
+    tok = tokenizer()
+    tok.pad_token = tok.eos_token
+    model, prompts = wb.load(llama.hf, tokenizer=tok), words(5, 6)
+    first, other = (one.tolist() for one in model.generate_ids(prompts, max_new_tokens=6))
+    end = next(token for token in first if token not in other)
+    made = model.generate_ids(prompts, max_new_tokens=6, eos_token_id=end)
+    assert [one.tolist() for one in made] == [first[: first.index(end)], other]
+
+
 def test_sampling_is_seeded(llama, words):
-    settings = {"do_sample": True, "max_new_tokens": 8}
+    settings, state = {"do_sample": True, "max_new_tokens": 8}, torch.get_rng_state()
     one = llama.generate(words(4), seed=1, **settings)
     assert one == llama.generate(words(4), seed=1, **settings)
     assert one != llama.generate(words(4), seed=2, **settings)
+    assert torch.equal(torch.get_rng_state(), state)  # nothing is drawn from the generator of others
 
 
 @pytest.mark.parametrize("change, said", [

@@ -125,6 +125,16 @@ def test_components_of_a_set_change_together(tiny, word_pairs):
             assert torch.allclose(slow, fast[i], atol=1e-5 * max(1, slow.abs().item())), some
 
 
+def test_the_cost_is_the_share_of_layers_and_tokens_that_are_run_again(llama, word_pairs):
+    """In passes over all prompts: from layer 1 of 3 and token 5 of 9 on, for both prompts; for one of them half of that."""
+    pairs = word_pairs[::2].on(llama)
+    one = wb.Component.parse("resid_post.0")
+    base, source = (capture(llama, side, [one]) for side in (pairs.corrupted, pairs.clean))
+    for positions, cost in (([[5], [5]], 2 / 3 * 4 / 9), ([[5], []], 1 / 3 * 4 / 9), ([[5, 7], [5]], 2 / 3 * 4 / 9)):
+        _, spent = sweep(llama, base, source, [0, 1], [Cell({one: positions})] * 2, lambda logits, rows: logits[:, 10])
+        assert spent == pytest.approx(2 * cost)
+
+
 @pytest.mark.parametrize("place, reads", [("resid_post.1", None), ("resid_mid.1", None), ("mlp_out.1", "resid_mid.1")])
 def test_features_equal_the_naive_loop(word_pairs, place, reads):
     """The difference a feature makes is added to the stream, the error term stays; dead features change nothing."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -90,7 +90,7 @@ def dose_response(
     Returns:
         Doses.
     Raises:
-        ValueError: for an intervention without a strength, or fewer than two strengths.
+        ValueError: for an intervention without a strength, a recipe made for another model, or fewer than two strengths.
     Source:
         Tan et al. 2024, "Analyzing the generalization and reliability of steering vectors": slopes per prompt.
     """
@@ -105,7 +105,7 @@ def dose_response(
     tasks, rows, margins = [Task.of(one) for one in (target, *guards)], [], []
     parts = [evaluation._parts(model, task, (split,))[0] for task in tasks]
     for strength in strengths:
-        changed = Recipe(tuple(strength * one for one in recipe))
+        changed = replace(recipe, interventions=tuple(strength * one for one in recipe))  # of the same model
         for task, (_, part) in zip(tasks, parts, strict=True):
             _, after = evaluation._measure(model, part, changed)
             groups = after.pop("text", None)

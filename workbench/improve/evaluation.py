@@ -9,7 +9,7 @@ import torch
 from workbench import measure
 from workbench.improve.controls import random_controls, tuning_controls
 from workbench.model import Prompts
-from workbench.model.plan import Edits
+from workbench.model.plan import Edits, check_recipe
 from workbench.recipe import Recipe
 from workbench.report import AIMS, TOLERANCES, Report
 from workbench.task import Task
@@ -62,8 +62,8 @@ def evaluate(model, recipe, target, guards=(), *, aim: str = "answer", still=(),
         Report; `report.checks` has the claims and whether they hold, `report.verdict` says them in words.
     Raises:
         ValueError: for an unknown aim, splits that a task does not have, a target or still task that is no task of pairs, two
-            tasks of one name, a recipe that cannot act on a task's prompts (a span they do not have), words of `prompt` that
-            the model cannot read; nothing has run then.
+            tasks of one name, a recipe made for another model or that cannot act on a task's prompts (a span they do not
+            have), words of `prompt` that the model cannot read; nothing has run then.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe([recipe])
     if not isinstance(aim, str) or aim not in AIMS:
@@ -87,6 +87,7 @@ def evaluate(model, recipe, target, guards=(), *, aim: str = "answer", still=(),
     parts = {task.name: _parts(model, task, splits) for task in tasks}
     given = {name: one if isinstance(one, Recipe) else Recipe([one]) for name, one in (controls or {}).items()}
     for name, one in {"the recipe": recipe, **given}.items():
+        check_recipe(model, one)
         _refuse_misfits(model, name, one, parts)
     for _, part in parts[target.name] if prompt else ():
         _asked(part, prompt).on(model)  # words that the model cannot read are refused before anything runs
