@@ -51,11 +51,17 @@ def test_encoding_is_what_the_architecture_says(sae, x):
         assert torch.equal(on, pre > sae.threshold)
     assert torch.allclose(sae.encode(x, [7, 3]), f[..., [7, 3]], atol=1e-5)  # fewer columns are summed in another order
     assert torch.allclose(sae.decode(f), f @ sae.W_dec + sae.b_dec)
+    whole = replace(sae, apply_b_dec_to_input=False)  # nothing is subtracted before encoding
+    assert torch.allclose(whole.encode(x - sae.b_dec), f, atol=1e-4)
+    assert (replace(sae, b_enc=torch.full((WIDE,), -1e6)).encode(x) == 0).all()
 
 
 @pytest.mark.parametrize("normalize", ["none", "layer_norm", "constant_norm_rescale"])
-def test_a_change_of_features_is_a_change_of_the_reconstruction(x, normalize):
+@pytest.mark.parametrize("reads", [None, Component("mlp_in", 1)])
+def test_a_change_of_features_is_a_change_of_the_reconstruction(x, normalize, reads):
     sae = make(normalize=normalize)
+    if reads:
+        sae = replace(sae, reads=reads, apply_b_dec_to_input=False, W_skip=torch.randn(32, 32))
     f = sae.encode(x)
     new = f.clone()
     new[..., [3, 8]] = torch.rand(3, 5, 2)
@@ -71,7 +77,27 @@ def test_a_change_of_features_is_a_change_of_the_reconstruction(x, normalize):
             sae.decode(f)
 
 
+@pytest.mark.parametrize("normalize", ["none", "layer_norm", "constant_norm_rescale"])
+def test_a_dictionary_of_both_ways_along_each_axis_gives_back_what_it_is_given(x, normalize):
+    rows = torch.cat([torch.eye(32), -torch.eye(32)])
+    sae = SAE(rows.T, torch.zeros(64), rows, torch.zeros(32), at="resid_post.1", normalize=normalize)
+    assert torch.allclose(sae.decode(sae.encode(x), x), x, atol=1e-3)
+
+
+def test_a_skip_transcoder_adds_its_linear_part(x, tmp_path):
+    rng = torch.Generator().manual_seed(0)
+    W_dec, b_dec, W_skip = (torch.randn(*shape, generator=rng) for shape in ((WIDE, 20), (20,), (20, 32)))
+    settings = {"reads": Component("mlp_in", 1), "apply_b_dec_to_input": False}
+    sae = replace(make("mlp_out.1"), W_dec=W_dec, b_dec=b_dec, W_skip=W_skip, **settings)
+    for one in (sae, SAE.load(sae.save(tmp_path / "skip"))):
+        wanted = torch.einsum("abi,oi->abo", x, W_skip) + sae.encode(x) @ W_dec + b_dec
+        assert torch.allclose(one.decode(one.encode(x), x), wanted, atol=1e-3)
+
+
 def test_folders_round_trip(sae, x, tmp_path):
+    other = replace(sae, normalize="layer_norm", apply_b_dec_to_input=False)
+    back = SAE.load(other.save(tmp_path / "other"))
+    assert torch.equal(back.decode(back.encode(x), x), other.decode(other.encode(x), x))
     sae = replace(sae, name="mine", fingerprint="abc", notes={"seed": 3})
     back = SAE.load(sae.save(tmp_path / "sae"))
     assert torch.equal(back.encode(x), sae.encode(x)) and torch.equal(
@@ -129,6 +155,41 @@ def test_folders_of_older_versions(x, tmp_path):
     jump = released(tmp_path / "d", sae, {"architecture": "jumprelu", "metadata": {"hook_name": "model.layers.2"}},
                     threshold=torch.rand(WIDE))  # fmt: skip
     assert (SAE.load(jump).architecture, str(SAE.load(jump).at)) == ("jumprelu", "resid_post.2")
+
+
+def test_what_folders_fold_in(x, tmp_path):
+    """Thresholds, lengths of decoder rows and factors of features, wherever a training run left them."""
+    sae, hook = make(architecture="jumprelu"), {"hook_name": "blocks.1.hook_resid_post"}
+    rebuilt, norm, n = sae.decode(sae.encode(x)), sae.W_dec.norm(dim=1), iter(range(9))
+
+    def load(cfg, **extra):
+        return SAE.load(released(tmp_path / str(next(n)), sae, cfg, **extra))
+
+    rescale = {"architecture": "jumprelu", "rescale_acts_by_decoder_norm": True, "meta": hook}
+    for cfg, extra in (
+        ({"meta": hook}, {"log_threshold": sae.threshold.log()}),
+        (rescale, {"threshold": sae.threshold}),
+    ):
+        one = load(cfg, **extra)
+        assert str(one.at) == "resid_post.1" and torch.allclose(one.decode(one.encode(x)), rebuilt, atol=1e-3)
+    # the threshold of a BatchTopK run is one of activations as they were compared, times the length of their rows
+    trained = load(hook | {"rescale_acts_by_decoder_norm": True}, topk_threshold=torch.tensor(2.0))
+    pre = ((x - sae.b_dec) @ sae.W_enc + sae.b_enc) * norm
+    assert trained.architecture == "batchtopk" and torch.allclose(trained.encode(x), pre * (pre > 2), atol=1e-3)
+    factor, plain = torch.rand(WIDE) + 0.5, make()
+    tuned = load(hook, scaling_factor=factor)
+    assert torch.allclose(tuned.decode(plain.encode(x)), plain.decode(plain.encode(x) * factor), atol=1e-3)
+    bare = load(hook | {"apply_b_dec_to_input": False})
+    assert torch.allclose(bare.encode(x - sae.b_dec), plain.encode(x), atol=1e-4)
+
+
+def test_hook_names_are_places(tmp_path):
+    names = {"model.layers.2": "resid_post.2", "blocks.2.hook_mlp_in": "resid_mid.2", "blocks.2.hook_resid_mid": "resid_mid.2",
+             "blocks.2.hook_attn_out": "attn_out.2", "blocks.2.attn.hook_z": "z.2.*"}  # fmt: skip
+    for i, (hook, place) in enumerate(names.items()):
+        assert str(SAE.load(released(tmp_path / str(i), make(), {"hook_name": hook})).at) == place
+    head = SAE.load(make("z.1.2", d=8).save(tmp_path / "head"))
+    assert (str(head.at), head.d_in) == ("z.1.2", 8)
 
 
 def test_other_layouts_and_refusals(x, tmp_path):
@@ -257,10 +318,11 @@ def keep(seen, name):
 def test_transcoders_read_what_the_ffn_is_given(architecture, words, tmp_path):
     model = wb.load(build(architecture), tokenizer=tokenizer())
     for hook, before in (("mlp.hook_in", False), ("ln2.hook_normalized", True)):
-        cfg = {"architecture": "transcoder", "d_out": 32, "apply_b_dec_to_input": False,
+        cfg = {"architecture": "transcoder", "d_out": 32,
                "metadata": {"sae_lens_version": "6.1.0", "hook_name": f"blocks.1.{hook}", "hook_name_out": "blocks.1.hook_mlp_out"}}  # fmt: skip
         loaded = SAE.load(released(tmp_path / hook, make(), cfg))
         assert (str(loaded.at), str(loaded.source), loaded.before_gain) == ("mlp_out.1", "mlp_in.1", before)
+        assert not loaded.apply_b_dec_to_input  # it is of the output, where the folder does not say
         again = SAE.load(loaded.save(tmp_path / f"{hook}2"))
         assert (again.source, again.before_gain, again.at) == (loaded.source, before, loaded.at)
         sae = model.attach(loaded)

@@ -5,12 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tiny import build, tokenizer
 
 import workbench as wb
 from workbench import measure
 from workbench.locate import features
 from workbench.locate.features.contexts import promoted
+from workbench.locate.features.effects import _alike
 from workbench.locate.features.evaluation import _arms
+from workbench.locate.features.tokens import activations, texts
+from workbench.locate.features.training import dead_loss
 from workbench.sae import SAE
 
 D, N = 32, 64
@@ -45,16 +49,15 @@ def test_planted_directions_are_recovered(planted, architecture, least):
     left = (x[:3000] - sae.decode(f)).pow(2).sum() / (x[:3000] - x[:3000].mean(0)).pow(2).sum()
     assert left < 0.2
     assert torch.allclose(sae.W_dec.norm(dim=1), torch.ones(N), atol=1e-5) and sae.architecture == architecture
-    again = features.fit(x, d_sae=N, k=3, architecture=architecture, steps=30, batch=512)
-    twice = features.fit(x, d_sae=N, k=3, architecture=architecture, steps=30, batch=512)
-    other = features.fit(x, d_sae=N, k=3, architecture=architecture, steps=30, batch=512, seed=1)
+    given = {"d_sae": N, "k": 3, "architecture": architecture, "steps": 30, "batch": 512}
+    ways = ((1, 0), (1, 0), (1, 1), (2, 0))
+    again, twice, other, double = (features.fit(c * x, seed=seed, **given) for c, seed in ways)
+    assert torch.allclose(double.encode(2 * x[:99]), 2 * again.encode(x[:99]), rtol=1e-4, atol=1e-4)  # of any scale
     assert torch.equal(again.W_enc, twice.W_enc) and not torch.equal(again.W_enc, other.W_enc)
 
 
 def test_dead_features_come_back(planted):
     x, _ = planted
-    from workbench.locate.features.training import dead_loss
-
     pre = torch.randn(100, 20, requires_grad=True)
     rows = torch.nn.functional.normalize(torch.randn(20, D), dim=1)
     dead = torch.arange(20) < 6
@@ -65,11 +68,8 @@ def test_dead_features_come_back(planted):
 
 def test_training_says_what_it_cannot_do(trained, planted):
     x, _ = planted
-    for settings, said in [
-        ({"architecture": "gated"}, "batchtopk, topk, jumprelu"),
-        ({"k": 64}, "k=64"),
-        ({"batch": 10**6}, "fewer"),
-    ]:
+    wrong = {"architecture": "gated"}, {"k": 64}, {"batch": 10**6}
+    for settings, said in zip(wrong, ("batchtopk, topk, jumprelu", "k=64", "fewer")):
         with pytest.raises(ValueError, match=said):
             features.fit(x, d_sae=N, **settings)
     with pytest.raises(ValueError, match="one tensor at all positions"):
@@ -115,7 +115,7 @@ def model(trained):
 
 
 @pytest.mark.parametrize("by", ["difference", "auroc", "attribution", "output"])
-def test_the_feature_that_does_it_is_found(model, by):
+def test_the_feature_that_does_it_is_found(model, by, tmp_path):
     sae = model.attach(axes(model))
     scores = features.find(model, copying(), sae, by)
     assert scores.method == f"features.{by}" and scores.n in (20, 40) and scores.kind == "feature"
@@ -125,22 +125,30 @@ def test_the_feature_that_does_it_is_found(model, by):
     assert scores.ci_lo[scores._index("feature.axes.0@-1")] > 0 and scores.cost > 1
     again = features.find(model, copying(), "axes", by)
     assert np.array_equal(scores.values, again.values) and np.array_equal(scores.null_p95, again.null_p95)
+    pairs, k = copying().on(model), scores._index("feature.axes.0@-1")
+    clean, corrupted = (model.activations(side, "feature.axes.0@-1") for side in (pairs.clean, pairs.corrupted))
+    assert scores.columns["mean"][k] == pytest.approx(float(clean.mean()), rel=1e-4)
+    assert scores.columns["mean_other"][k] == pytest.approx(float(corrupted.mean()), rel=1e-4, abs=1e-6)
+    if by != "output":
+        assert scores.columns["active"][k] == (clean > 0).float().mean()
+        assert scores.columns["active_other"][k] == (corrupted > 0).float().mean()
     if by == "auroc":
         assert best == pytest.approx(1) and np.abs(scores.values).max() <= 1
     if by == "output":
         assert (scores.columns["null_max"] >= scores.null_p95 - 1e-9).all() and scores.clean > scores.corrupted
-    back = type(scores).load(_saved(scores))
+        assert scores.columns["clamped_to"][k] == pytest.approx(float(max(clean.max(), corrupted.max())), rel=1e-4)
+        other = scores._index("feature.axes.32@-1")  # it is the corrupted side's
+        given = model.activations(pairs.corrupted, "feature.axes.32@-1").max()
+        assert scores.columns["clamped_to"][other] == pytest.approx(float(given), rel=1e-4)
+        two = features.find(model, copying(), sae, by, candidates=2).components
+        assert {one.index for one in two} == {0, 32}, "those that differ most, either way"
+    back = type(scores).load(scores.save(tmp_path / "scores"))
     assert back.components == scores.components and np.array_equal(back.columns["null_max"], scores.columns["null_max"])
 
 
-def _saved(scores):
-    import tempfile
-
-    return scores.save(tempfile.mkdtemp())
-
-
-def test_attribution_is_exact_where_the_rest_is_linear(model):
-    sae = model.attach(axes(model))
+@pytest.mark.parametrize("make", [lambda model: axes(model), lambda model: normed(model, "resid_post.2", "axes")])
+def test_attribution_is_exact_where_the_rest_is_linear(model, make):
+    sae = model.attach(make(model))
 
     def metric(logits, answer, foil):  # the change of one logit is nearly linear in a small step
         return logits[:, 6] - logits[:, 7]
@@ -177,10 +185,22 @@ def test_labelled_texts_and_whole_prompts(model):
         scores = features.find(model, wb.Task(rows), sae, "auroc", position=position)
         assert scores.n == 40 and scores.columns["active"].max() <= 1
         assert (str(scores.components[0]).endswith("@-1")) == (position == -1)
+    x = [model.activations([row["text"]], "resid_post.2")[0] for row in rows]
+    largest = torch.stack([sae.encode(one)[1:].amax(0) for one in x])
+    scores = features.find(model, wb.Task(rows), sae, position=None)
+    for i, one in enumerate(scores.components[:8]):  # over all tokens but the first; the first row's side comes first
+        wanted = torch.cat([largest[::2], largest[1::2]])[:, one.index]
+        assert np.allclose(scores.per_prompt[i], wanted, rtol=1e-4, atol=1e-5)
     at_end = features.find(model, wb.Task(rows), sae, "auroc")
     assert at_end["feature.axes.0@-1"] == pytest.approx(1) and features.find(
         model, wb.Task(rows), sae, "auroc", positive="five")["feature.axes.0@-1"] == pytest.approx(-1)  # fmt: skip
     assert str(features.find(model, copying(), sae, position="cause").components[0]).endswith("@cause")
+    spans = [row | {"spans": {"both": " ".join(row["clean"].split()[2:4])}} for row in copying()]
+    both, *each = (features.find(model, wb.Task(spans), sae, position=at) for at in ("both", 2, 3))
+    for i, one in enumerate(both.components):  # of a span its mean
+        parts = [some.columns["mean"][some._index(one.at(p))] if one.at(p) in some.components else 0
+                 for p, some in zip((2, 3), each)]  # fmt: skip
+        assert both.columns["mean"][i] == pytest.approx(np.mean(parts), rel=1e-4)
 
 
 def test_find_says_what_is_missing(model):
@@ -199,10 +219,24 @@ def test_find_says_what_is_missing(model):
         features.find(model, copying(), model.attach(silent))
 
 
-def test_an_effect_stands_beside_its_controls(model):
+def test_an_effect_stands_beside_its_controls(model, monkeypatch):
     model.attach(axes(model))
+    pushed, levels = [], []
+
+    monkeypatch.setattr(features.effects, "Add", lambda *given: pushed.append(wb.Add(*given)) or pushed[-1])
+    monkeypatch.setattr(features.effects, "_alike", lambda level, *of: levels.append(level) or _alike(level, *of))
     found = features.effect(model, copying(), ["feature.axes.0@-1"], factor=-1)
-    table = found.frame
+    table, pairs = found.frame, copying().on(model)
+    base, after = (model.logits(pairs.clean, *change) for change in ((), (wb.Scale("feature.axes.0@-1", -1),)))
+    assert table.kl["features"] == pytest.approx(float(measure.kl(base, after).mean()), rel=1e-4)
+    gaps = [measure.logit_diff(model.logits(pairs.clean, *change), pairs.answer, pairs.foil).mean().item()
+            for change in ((), *([one] for one in pushed))]  # fmt: skip
+    changes = np.array(gaps[1:]) - gaps[0]
+    assert table.change["difference of means"] == pytest.approx(changes[0], abs=1e-4) and changes[0] < -1, "against it"
+    assert table.change["random direction"] == pytest.approx(max(changes[1:], key=abs), abs=1e-4) and len(changes) == 6
+    mean = torch.stack(list(model.activations(pairs.clean, "feature.axes.*@-1").values())).mean(1)
+    assert all(torch.allclose(level, mean, atol=1e-4) for level in levels) and len(levels) == 5
+    monkeypatch.undo()
     assert list(table.index) == ["features", "other features", "difference of means", "random direction"]
     assert table.loc["features", "change"] < -1 and table.loc["features", "ci_hi"] < 0
     assert abs(table.loc["random direction", "change"]) < abs(table.loc["features", "change"])
@@ -228,13 +262,14 @@ def test_measures_of_a_perfect_and_of_an_empty_dictionary(model):
     assert row.loc["sae", "dead"] == 1 and row.loc["sae", "l0"] == 0
     assert row.loc["sae", "kl"] == pytest.approx(row.loc["zero", "kl"], rel=1e-5)
     assert row.loc["mean", "explained_variance"] == pytest.approx(0, abs=1e-5)
+    assert row.loc["mean", "recovered_from_mean"] == row.loc["zero", "loss_recovered"] == 0
     assert model.saes == {} and perfect.plot().axes and "dead" in repr(perfect)
 
 
 def test_replacing_is_what_an_intervention_does(model):
     sae = axes(model, "resid_post.1")
     sae = replace(sae, architecture="topk", k=5)
-    texts = noise(3, 11)
+    texts = [*noise(3, 11), "w10 w11 w4 w12 w13 w14 w15 w16 w17 w18 w19"]  # long texts count as much as they are long
     base, new = model.logits(texts, positions="all"), []
     for text in texts:
         x = model.activations([text], "resid_post.1")
@@ -244,12 +279,18 @@ def test_replacing_is_what_an_intervention_does(model):
     ids = [model.ids(text) for text in texts]
 
     def loss(logits):
-        return np.mean([float(torch.nn.functional.cross_entropy(one[1:-1], own[2:])) for one, own in zip(logits, ids)])
+        return float(torch.nn.functional.cross_entropy(torch.cat([one[1:-1] for one in logits]), after))
 
-    row = features.evaluate(model, sae, texts).frame.loc["sae"]
+    after, found = torch.cat([own[2:] for own in ids]), features.evaluate(model, sae, texts)
+    row = found.frame.loc["sae"]
     assert row["loss_change"] == pytest.approx(loss(new) - loss(base), abs=1e-4)
-    kl = np.mean([float(measure.kl(a[1:], b[1:]).mean()) for a, b in zip(base, new)])
-    assert row["kl"] == pytest.approx(kl, abs=1e-5)
+    assert found.loss == pytest.approx(loss(base), abs=1e-4)
+    each = [[float(torch.nn.functional.cross_entropy(one[1:-1], own[2:], reduction="sum")) for one, own in zip(some, ids)]
+            for some in (base, new)]  # fmt: skip
+    _, low, high = measure.ratio_of_means(np.subtract(*each[::-1])[None], np.array([len(own) - 2 for own in ids]))
+    assert [row["ci_lo"], row["ci_hi"]] == pytest.approx([low[0], high[0]], abs=1e-4)
+    kl = torch.cat([measure.kl(a[1:], b[1:]) for a, b in zip(base, new)]).mean()
+    assert row["kl"] == pytest.approx(float(kl), abs=1e-5)
 
 
 def test_controls_are_matched(planted):
@@ -257,11 +298,17 @@ def test_controls_are_matched(planted):
     sae = SAE(directions.T * 1.2, torch.full((N,), -3.0), 2 * directions, x.mean(0), at="resid_post.0", name="a")
     arms, density, l0 = _arms(sae, x[:4000], x[:4000], 0)
     made = {name: make(x[:4000], x[:4000]) for name, make in arms.items()}
-    left = {
-        name: float((x[:4000] - one).pow(2).sum() / (x[:4000] - x[:4000].mean(0)).pow(2).sum())
-        for name, one in made.items()
-    }
+    total = (x[:4000] - x[:4000].mean(0)).pow(2).sum()
+    left = {name: float((x[:4000] - one).pow(2).sum() / total) for name, one in made.items()}
     assert left["mean"] == pytest.approx(1) and left["random"] < 1 and left["pca"] < 1
+    mean, rank = x[:4000].mean(0), max(1, round(l0))
+    size = torch.linalg.eigvalsh(torch.cov(x[:4000].T))  # what is left by the best subspace of that many dimensions
+    assert left["pca"] == pytest.approx(float(size[:-rank].sum() / size.sum()), abs=1e-3)
+    rest, part = x[:4000] - made["random"], made["random"] - mean
+    assert abs(float((rest * part).sum() / part.pow(2).sum())) < 1e-3, "no other factor leaves less"
+    moved, _, _ = _arms(sae, x[:4000], x[:4000] + 5, 0)  # where the origin lies does not matter
+    for name in ("random", "pca", "mean"):
+        assert torch.allclose(moved[name](x[:9], x[:9] + 5), made[name][:9] + 5, atol=1e-2)
     assert torch.linalg.matrix_rank(made["pca"] - x[:4000].mean(0)) == max(1, round(l0)) and len(density) == N
 
 
@@ -272,9 +319,8 @@ def test_contexts_show_where_and_what(model, tmp_path):
     row = found.rows[0]
     ids = model.ids(noise(40)[row["text"]])
     f = sae.encode(model.activations([ids], "resid_post.2"))[0, :, 0]
-    assert row["max"] == pytest.approx(f[1:].max().item(), rel=1e-4) and row["tokens"][row["peak"]] == model.token(
-        ids[f.argmax()]
-    )
+    assert row["max"] == pytest.approx(f[1:].max().item(), rel=1e-4)
+    assert row["tokens"][row["peak"]] == model.token(ids[f.argmax()])
     assert found.promoted[0][0] == "w6" and found.suppressed[0][0] == "w7"
     assert features.contexts(model, sae, [32], noise(4))[0].promoted[0][0] == "w7"
     assert len(found.frame) == 5 and "**" in found.frame.context[0] and found.plot().axes and "'w6'" in repr(found)
@@ -282,14 +328,26 @@ def test_contexts_show_where_and_what(model, tmp_path):
     back = features.Contexts.load(found.save(tmp_path / "feature.json"))
     assert back.rows == found.rows and back.promoted == found.promoted and back.component == found.component
     mixed = ["w10 w4", *noise(5), "w11 w12 w5 w13"]  # the first token and the padding do not count
-    f = [sae.encode(model.activations([text], "resid_post.2"))[0, 1:, 7] for text in mixed]
-    assert features.contexts(model, sae, 7, mixed).density == pytest.approx(float((torch.cat(f) > 0).float().mean()))
-    assert features.contexts(model, sae, 7, mixed).max == pytest.approx(float(torch.cat(f).max()), rel=1e-4)
+    f = [sae.encode(model.activations([text], "resid_post.2"))[0] for text in mixed]
+    j = int(((torch.cat(f) > 0).float().mean(0) - 0.5).abs().argmin())  # one that fires at some
+    seen, f = features.contexts(model, sae, j, mixed, k=3), [one[1:, j] for one in f]
+    assert seen.density == pytest.approx(float((torch.cat(f) > 0).float().mean())) and 0 < seen.density < 1
+    strongest = sorted((float(one.max()) for one in f), reverse=True)[:3]
+    assert [row["max"] for row in seen.rows] == pytest.approx(strongest, rel=1e-4) and strongest[2] > 0
+    for row in seen.rows:
+        assert np.allclose(row["activations"], [0, *f[row["text"]]], atol=1e-3)
     silent = replace(sae, b_enc=torch.full((64,), -1e6))
     nothing = features.contexts(model, silent, 3, noise(4))
     assert nothing.rows == [] and nothing.frame.empty and "nothing" in repr(nothing)
     with pytest.raises(ValueError, match="features 0 to 63"):
         features.contexts(model, sae, 64, noise(4))
+
+
+def test_texts_of_pairs_end_with_their_own_answer(model):
+    row = copying().rows[0]
+    assert texts(wb.Task([row])) == [f"{row['clean']} {row['answer']}", f"{row['corrupted']} {row['foil']}"]
+    x, whole = activations(model, noise(9), "resid_post.1", 20), activations(model, noise(9), "resid_post.1")
+    assert len(x) == 20 and len(whole) == 9 * 6 and torch.equal(x, whole[:20])
 
 
 def test_training_on_a_model_is_repeatable_and_leaves_it_alone(model):
@@ -339,12 +397,8 @@ def test_controls_push_as_far_as_the_features(model, monkeypatch):
     """Where each token is normalized, a feature moves the stream by its token's scale more."""
     task, pushed = copying(), []
 
-    def recorded(at, vector, *args):
-        pushed.append(float(vector.norm()))
-        return wb.Add(at, vector, *args)
-
-    for module in ("effects", "finding"):
-        monkeypatch.setattr(f"workbench.locate.features.{module}.Add", recorded)
+    for module in (features.effects, features.finding):
+        monkeypatch.setattr(module, "Add", lambda *given: pushed.append(wb.Add(*given)) or pushed[-1])
     pairs, sae = task.on(model), model.attach(normed(model, "resid_post.0", "normed"))
     scores = features.find(model, task, sae, position=2)
     at = [scores.components[int(scores.columns["mean"].argmax())]]
@@ -354,30 +408,34 @@ def test_controls_push_as_far_as_the_features(model, monkeypatch):
         return (model.activations(ids, place, change) - model.activations(ids, place)).norm(dim=-1).mean()
 
     features.effect(model, task, at, factor=0.5, draws=2)
-    assert np.allclose(pushed, moved(pairs.clean, wb.Scale(at, 0.5)), rtol=1e-4) and len(pushed) == 3
+    size = moved(pairs.clean, wb.Scale(at, 0.5))
+    assert np.allclose([one.vector.norm() for one in pushed], size, rtol=1e-4) and len(pushed) == 3
     pushed.clear()
     found = features.find(model, task, sae, "output", position=2, candidates=3)
     by_hand = [float(moved(pairs.corrupted, wb.Clamp(one, float(to)))) for one, to in
                zip(found.components, found.columns["clamped_to"])]  # fmt: skip
-    assert np.allclose(pushed, np.median(by_hand), rtol=1e-4)
+    assert np.allclose([one.vector.norm() for one in pushed], np.median(by_hand), rtol=1e-4)
+    along = [int((sae.W_dec @ one.vector).argmax()) for one in pushed]  # others than the candidates, each once
+    assert not {one.index for one in found.components} & set(along) and len(set(along)) == len(along) > 5
+    runs = [model.logits(pairs.corrupted, *change) for change in ((), *([one] for one in pushed))]
+    gaps = torch.stack([measure.logit_diff(one, pairs.answer, pairs.foil) for one in runs]).double().numpy()
+    null = np.abs((gaps[1:] - gaps[0]) @ measure.bootstrap_weights(20, 200, 0).T)  # over prompts
+    assert found.null_p95 == pytest.approx(np.quantile(null, 0.95), rel=1e-3)
 
 
 def test_another_dictionary_under_the_name_is_refused(model):
     model.attach(normed(model, "resid_post.0", "one"))
     other = replace(normed(model, "resid_post.0", "one"), W_dec=torch.eye(24, 32))
-    for call in (
-        lambda: features.find(model, copying(), other),
-        lambda: features.find(model, copying(), other, "output"),
-    ):
+    for by in ("difference", "output"):
         with pytest.raises(ValueError, match="Another SAE is attached as 'one'"):
-            call()
+            features.find(model, copying(), other, by)
     assert len(features.find(model, copying(), normed(model, "resid_post.0", "one")).components)
 
 
 def test_what_is_promoted_depends_on_the_place(model):
     rows = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
 
-    def at(place, rows=rows):
+    def at(place, rows=rows, model=model):
         width = rows.shape[1]
         sae = SAE(torch.zeros(width, 5), torch.zeros(5), rows, torch.zeros(width), at=place)
         return promoted(model, sae, list(range(5)))
@@ -385,6 +443,13 @@ def test_what_is_promoted_depends_on_the_place(model):
     w_o = torch.cat([model.weight("W_O", 1, head) for head in range(4)])
     assert torch.allclose(at("z.1.*"), at("resid_post.1", rows @ w_o), atol=1e-4)
     assert torch.allclose(at("z.1.2", rows[:, :8]), at("resid_post.1", rows[:, :8] @ w_o[16:24]), atol=1e-4)
+    gemma = wb.load(build("gemma2"), tokenizer=tokenizer())  # a norm stands behind its attention block
+    norm, w_o = gemma.hf.model.layers[1].post_attention_layernorm, gemma.weight("W_O", 1, 2)
+    with torch.no_grad():
+        norm.weight.normal_(std=3.0, generator=torch.Generator().manual_seed(1))
+        written, own = norm(rows[:, : len(w_o)] @ w_o), rows[:, : len(w_o)]
+    through = torch.cosine_similarity(at("z.1.2", own, gemma), at("resid_post.1", written, gemma))
+    assert through.min() > 0.999
     before, after = (model.logits("w10 w11 w12", *change)[0] for change in ((), (wb.Add("ln_final@-1", rows[0]),)))
     assert torch.allclose(at("ln_final")[0], after - before - (after - before).mean(), atol=1e-4)
     with pytest.raises(ValueError, match="promote no words directly"):
@@ -396,9 +461,8 @@ def test_rows_of_one_entity_are_one_observation(model, by):
     sae = model.attach(axes(model, "resid_post.0"))
     rows = list(copying()[:6])
     once, again = (features.find(model, wb.Task(some), sae, by, position=2, candidates=4) for some in (rows, rows * 4))
-    assert (
-        np.allclose([once.ci_lo, once.ci_hi], [again.ci_lo, again.ci_hi], atol=1e-3) and (once.ci_lo < once.ci_hi).any()
-    )
+    assert np.allclose([once.ci_lo, once.ci_hi], [again.ci_lo, again.ci_hi], atol=1e-3)
+    assert (once.ci_lo < once.ci_hi).any()
     top = once.top(1)
     one, four = (features.effect(model, wb.Task(some), top, draws=1).frame.loc["features"] for some in (rows, rows * 4))
     assert one.ci_lo == pytest.approx(four.ci_lo, abs=1e-4) and one.ci_hi == pytest.approx(four.ci_hi, abs=1e-4)
@@ -406,11 +470,8 @@ def test_rows_of_one_entity_are_one_observation(model, by):
 
 def test_labelled_texts_of_one_entity_are_one_observation(model):
     sae = model.attach(axes(model))
-    rows = [
-        {"text": text, "label": "four" if " w4 " in text else "five", "entity": str(i)}
-        for i, text in enumerate(noise(12))
-    ]
+    rows = [{"text": text, "label": "four" if " w4 " in text else "five", "entity": str(i)}
+            for i, text in enumerate(noise(12))]  # fmt: skip
     once, again = (features.find(model, wb.Task(some), sae) for some in (rows, rows * 4))
-    assert (
-        np.allclose([once.ci_lo, once.ci_hi], [again.ci_lo, again.ci_hi], atol=1e-4) and (once.ci_lo < once.ci_hi).any()
-    )
+    assert np.allclose([once.ci_lo, once.ci_hi], [again.ci_lo, again.ci_hi], atol=1e-4)
+    assert (once.ci_lo < once.ci_hi).any()

@@ -7,7 +7,7 @@ from tiny import build, copying, tokenizer
 
 import workbench as wb
 from workbench.locate import magnitude
-from workbench.locate.magnitude.contrast import separation
+from workbench.locate.magnitude.contrast import _interval, separation
 
 
 def random_texts(n, length=8, seed=0, **columns):
@@ -40,6 +40,8 @@ def test_a_separable_neuron_has_auroc_1_and_the_formula_holds():
     np.testing.assert_allclose(score[0], (a.mean(0) - b.mean(0)) / pooled, rtol=1e-9)
     np.testing.assert_allclose(auroc[0], mannwhitneyu(a, b).statistic / (12 * 18), rtol=1e-9)
     assert auroc[0, 0] == 1 and separation(-x, side[None])[1][0, 0] == 0
+    once = _interval(x, side, np.ones((1, 30)))  # a draw of every row once has the score itself
+    np.testing.assert_allclose(once, [score[0], score[0]], rtol=1e-9)
     constant, _ = separation(np.stack([side, np.ones(30)], 1), side[None])
     assert 50 < constant[0, 0] < 110 and constant[0, 1] == 0
 
@@ -53,6 +55,13 @@ def test_statistics_leave_out_padding_and_bos(llama):
         for statistic, of in (("mean", torch.mean), ("max", torch.max)):
             scores = magnitude.contrast(model, task, ["neuron.1.5", "neuron.2.0"], statistic=statistic, draws=20)
             np.testing.assert_allclose(scores.per_prompt[0], [of(one) for one in by_hand], rtol=1e-4, atol=1e-6)
+            for label, rows in (("a", by_hand[::2]), ("b", by_hand[1::2])):
+                mean = np.mean([of(one) for one in rows])
+                assert scores.columns[f"{statistic} {label}"][0] == pytest.approx(mean, rel=1e-4)
+            gap = scores.columns[f"{statistic} a"] - scores.columns[f"{statistic} b"]
+            assert (np.sign(scores.values) == np.sign(gap)).all() and scores.direction == "a - b"
+    first = magnitude.contrast(with_bos, task, "neuron.1.5@0", draws=20)  # BOS, where it is asked for
+    np.testing.assert_allclose(first.per_prompt[0], 4 * [with_bos.activations(texts, "neuron.1.5@0")[0]], rtol=1e-4)
     last = magnitude.contrast(llama, task, "neuron.1.5@-1", draws=20)
     np.testing.assert_allclose(
         last.per_prompt[0], [llama.activations([t], "neuron.1.5@-1")[0] for t in texts], rtol=1e-4
@@ -143,6 +152,11 @@ def test_on_shuffled_labels_one_in_twenty_exceeds_its_null(llama):
         zs.append((np.abs(scores.columns["auroc"] - 0.5) > scores.columns["null_auroc"] - 0.5).mean())
         best.append((np.abs(scores.values) > scores.columns["null_best"]).any())
     assert len(scores.components) == 144
+    parts = [
+        magnitude.contrast(llama, labelled(), f"neuron.{i}.*", draws=200).columns["null_best"][0] for i in range(3)
+    ]
+    whole = magnitude.contrast(llama, labelled(), draws=200).columns["null_best"]
+    assert (whole > max(parts)).all(), "the best of all layers is more than that of any"
     assert 0.03 < np.mean(alone) < 0.07 and 0.03 < np.mean(zs) < 0.07
     assert np.mean(best) < 0.2, "the largest of all exceeds its null rarely"
 
@@ -175,6 +189,10 @@ def test_labels_are_shuffled_within_matched_rows(llama):
     for i, row in enumerate(rows):
         row["entity"] = str(i // 2)
     assert "rows of one template and entity," in magnitude.contrast(llama, wb.Task(rows), "z", draws=9).null
+    # two rows of one text in each group: exchanging their labels changes nothing
+    twins = [row | {"label": label, "entity": str(i)} for i, row in enumerate(rows) for label in "ab"]
+    for find in (magnitude.contrast, magnitude.language_neurons):
+        assert np.abs(np.nan_to_num(find(llama, wb.Task(twins), draws=20).null_p95)).max() < 1e-6
     rows = [row | {"template": row["label"], "entity": "e"} for row in rows]
     assert "all rows," in magnitude.contrast(llama, wb.Task(rows), "z", draws=9).null
 
@@ -235,6 +253,15 @@ def test_language_neurons_equal_the_formula_by_hand(llama):
     for k, name in enumerate(names):
         np.testing.assert_allclose(scores.columns[f"P {name}"], p[k], atol=1e-6)
     np.testing.assert_allclose(scores.columns["entropy"], entropy, atol=1e-5)
+    several = wb.Task([row | {"template": "t", "entity": str(i // 3)} for i, row in enumerate(task)] * 4)
+    once, again = (magnitude.language_neurons(llama, some, bar=0.8, draws=50) for some in (several[:30], several))
+    for end in ("ci_lo", "ci_hi"):  # rows of one entity are one observation
+        np.testing.assert_allclose(getattr(once, end), getattr(again, end), atol=1e-6)
+    assert (once.ci_lo < once.ci_hi)[~np.isnan(once.values)].all()
+    fires = [llama.activations([text], "neuron.1.7")[0] > 0 for text in task.column("text")]
+    share = torch.cat([one for one, label in zip(fires, task.column("label")) if label == names[0]]).float().mean()
+    itself = magnitude.language_neurons(llama, task, "neuron.1.7", signal="activation", draws=2)
+    assert itself.columns[f"P {names[0]}"][0] == pytest.approx(float(share), abs=1e-6)
     above = p > np.quantile(p, 0.8)
     assert (np.isnan(scores.values) == ~above.any(0)).all() and scores.columns["chosen"].sum() == round(0.05 * 144)
     chosen = scores.columns["chosen"]
@@ -303,10 +330,14 @@ def test_models_that_lack_a_site_say_so():
             call(mixture, labelled())
 
 
-def test_rows_of_one_entity_are_one_observation(llama):
-    """Pairs four times over: about as wide an interval as those of the pairs (half of it, if they were others)."""
-    once, again = (
-        magnitude.contrast(llama, wb.Task(rows), "z", null=False, draws=400) for rows in (copying(8), copying(8) * 4)
-    )
+@pytest.mark.parametrize("kind", ["pairs", "labelled"])
+def test_rows_of_one_entity_are_one_observation(llama, kind):
+    """Rows four times over: about as wide an interval as those of the rows (half of it, if they were others)."""
+    rows = copying(8)
+    if kind == "labelled":
+        rows = [{"text": row[side], "label": side, "template": "t", "entity": str(i)}
+                for i, row in enumerate(rows) for side in ("clean", "corrupted")]  # fmt: skip
+    once, again = (magnitude.contrast(llama, wb.Task(some), "z", null=False, draws=400) for some in (rows, rows * 4))
     widths = [scores.ci_hi - scores.ci_lo for scores in (once, again)]
     assert 0.8 < np.median(widths[1] / widths[0]) < 1.25
+    assert ((again.ci_lo < again.values) & (again.values < again.ci_hi)).all() and np.abs(again.values).max() > 0.5

@@ -5,11 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binom
 from test_magnitude import labelled, model_of, random_texts
 from tiny import MIXTURES, build, copying, tokenizer
 
 import workbench as wb
 from workbench.locate import magnitude
+from workbench.locate.magnitude.heads import _fresh, _repeated
 from workbench.task import DATA
 
 # heads
@@ -28,6 +30,8 @@ def test_written_heads_are_found(induction):
             scores = magnitude.pattern_scores(model, pattern, given)
             assert str(scores.top(1)[0]) == head and scores[head] > 0.95 and scores.values.max() <= 1 + 1e-6
             assert scores.above_null()[0] == scores.top(1)[0]
+            if pattern == "previous":  # whichever other key is drawn, it gets no more than what is left
+                assert scores.null_p95[scores._index(head)] <= 1 - scores[head] + 1e-6
     assert set(about["heads"]) == {"z.0.1", "z.1.2"}
     folder = DATA / "planted" / "inhibition"
     model = wb.load(folder)
@@ -39,11 +43,12 @@ def test_written_heads_are_found(induction):
 def test_pattern_scores_equal_attention_by_hand(architecture):
     model = model_of(architecture)
     texts = ["w10 w11 w12 w10 w11 w12 w10", "w20 w21 w22 w20 w24"]
-    seen = {"previous": [], "duplicate": [], "induction": [], "first": []}
+    seen, entropy = {"previous": [], "duplicate": [], "induction": [], "first": []}, []
     for text in texts:
         ids = model.ids(text).tolist()
         pattern = model.activations([text], "pattern.1.2")[0]
         queries = range(2, len(ids))
+        entropy.append(float(torch.special.entr(pattern[2:]).sum(-1).mean()))
         keys = {
             "previous": {q: [q - 1] for q in queries},
             "duplicate": {q: [k for k in range(q) if ids[k] == ids[q]] for q in queries},
@@ -54,7 +59,28 @@ def test_pattern_scores_equal_attention_by_hand(architecture):
             seen[name].append(np.mean([float(pattern[q, ks].sum()) for q, ks in wanted.items() if ks]))
     for name, wanted in seen.items():
         scores = magnitude.pattern_scores(model, name, texts)
-        np.testing.assert_allclose(scores.per_prompt[scores._index("z.1.2")], wanted, rtol=1e-3, atol=1e-6)
+        i = scores._index("z.1.2")
+        np.testing.assert_allclose(scores.per_prompt[i], wanted, rtol=1e-3, atol=1e-6)
+        for other, value in (*seen.items(), ("entropy", entropy)):
+            assert other == name or scores.columns[other][i] == pytest.approx(np.mean(value), rel=1e-3, abs=1e-6)
+
+
+def test_random_prompts_repeat_after_a_period_of_their_own(llama):
+    for bos in (False, True):
+        model, periods = wb.load(llama.hf, tokenizer=llama.tokenizer, bos=bos), set()
+        for ids in _repeated(model, 20, 12, 0).ids:
+            words = ids[int(bos) :].tolist()
+            assert len(words) == 24 and (ids[0] == model.tokenizer.bos_token_id) == bos
+            period = len(set(words))
+            periods.add(period)
+            assert words == (words[:period] * 3)[:24], "nothing repeats but after the period"
+        assert (
+            periods == {8, 9, 10, 11, 12}
+            and len({tuple(ids[-8:].tolist()) for ids in _repeated(model, 20, 12, 0).ids}) == 20
+        )
+        old = _repeated(model, 2, 12, 0)
+        for ids, was in zip(_fresh(model, old, 1).ids, old.ids):
+            assert len(set(ids.tolist())) == len(was) and (not bos or ids[0] == was[0])
 
 
 def test_untrained_heads_show_no_induction():
@@ -86,6 +112,17 @@ def test_wanda_is_weight_times_activation(llama):
     np.testing.assert_allclose(scores.values, s.sum(0), rtol=1e-4)
     np.testing.assert_allclose(scores.columns["row_share"], (s / s.sum(1, keepdim=True)).mean(0), rtol=1e-4)
     assert scores.columns["row_share"].sum() == pytest.approx(1) and scores.columns["kept"].mean() == pytest.approx(0.5)
+    np.testing.assert_allclose(
+        scores.columns["kept"], (s > s.median(1, keepdim=True).values).float().mean(0), rtol=1e-5
+    )
+    for i, text in enumerate(texts):
+        np.testing.assert_allclose(
+            magnitude.wanda(llama, [text], "neuron.1.*").values, scores.per_prompt[:, i], rtol=1e-4
+        )
+    dealt = scores.null_p95 / llama.weight("W_out", 1).abs().sum(1).numpy()  # lengths of any neurons
+    assert np.median(dealt) == pytest.approx(np.quantile(acts.norm(dim=0), 0.95), rel=0.1)
+    many = magnitude.wanda(llama, labelled(), "neuron.1.*")
+    assert ((many.ci_lo < many.values) & (many.values < many.ci_hi)).all()
     z = torch.cat([torch.cat([llama.activations([t], f"z.2.{h}")[0] for h in range(4)], -1) for t in texts])
     s = llama.hf.model.layers[2].self_attn.o_proj.weight.abs() * z.norm(dim=0)
     heads = magnitude.wanda(llama, texts, "z.2.*")
@@ -109,10 +146,16 @@ def test_weight_norms_by_hand(architecture):
     )
     qk = model.weight("W_Q", 1, 3) @ model.weight("W_K", 1, 3).T
     assert scores.columns["qk"][i] == pytest.approx(qk.norm().item(), rel=1e-4)
+    others = [model.weight("W_V", 1, 3) @ model.weight("W_O", i // 4, i % 4) for i in range(12) if i != 7]
+    reach = np.quantile([other.norm() for other in others], 0.95)
+    assert scores.null_p95[i] == pytest.approx(reach, rel=1e-4)
     assert scores.n == 0 and scores.cost == 0 and "data-free" in scores.title and np.isnan(scores.ci_lo).all()
     neurons = magnitude.weight_norms(model, "neuron.2.*")
-    by_hand = model.weight("W_in", 2).norm(dim=0) * model.weight("W_out", 2).norm(dim=1)
-    np.testing.assert_allclose(neurons.values, by_hand, rtol=1e-4)
+    key, value = model.weight("W_in", 2).T, model.weight("W_out", 2)
+    length, written = key.norm(dim=1), value.norm(dim=1)
+    np.testing.assert_allclose(neurons.values, length * written, rtol=1e-4)
+    np.testing.assert_allclose(neurons.null_p95, length * np.quantile(written, 0.95), rtol=1e-4)
+    np.testing.assert_allclose(neurons.columns["cosine"], torch.cosine_similarity(key, value), atol=1e-5)
     assert np.isnan(neurons.columns["norm_gate"]).all() == (architecture in ("gpt2", "gpt_neox", "opt"))
 
 
@@ -160,6 +203,8 @@ def test_expert_use(llama):
         by_hand = [(one == expert).float().mean().item() for one in picks]
         np.testing.assert_allclose(scores.per_prompt[scores._index(f"expert.2.{expert}")], by_hand, atol=1e-6)
     assert scores.values.reshape(3, 4).sum(1) == pytest.approx(1)
+    tokens = sum(map(len, picks))
+    assert scores.null_p95 == pytest.approx(binom.ppf(0.95, tokens, 2 / 4) / (2 * tokens), abs=1.01 / (2 * tokens))
     off = wb.Zero(scores.top(2))  # what is found can be taken out as it is
     assert not torch.allclose(model.logits(texts[0]["text"], off), model.logits(texts[0]["text"]), atol=1e-3)
     with pytest.raises(ValueError, match="no mixture of experts"):
@@ -212,27 +257,46 @@ def test_every_part_of_a_rule_counts(llama):
     for find in (magnitude.massive_activations, magnitude.super_weights):
         assert not find(llama, task, larger=1e-6).hits and not find(llama, task, ratio=1e-6, larger=1e6).hits
     assert magnitude.massive_activations(llama, task, larger=1e-6, ratio=2).hits
+    found = magnitude.super_weights(
+        llama, task, larger=1e-6, ratio=1e-6
+    )  # every output counts, one weight in few of them
+    assert len(found.hits) == sum(one["share"] > 0.5 for one in found.layers) < 3
     hits = magnitude.sinks(llama, task, threshold=0.01).hits
     assert all(hit["attention"] > 2 * hit["even"] for hit in hits) and len(hits) < 12
     even = np.mean([np.mean([1 / (q + 1) for q in range(2, n)]) for n in map(len, map(llama.ids, task.column("text")))])
     assert f"even attention {even:.2f}" in repr(magnitude.sinks(llama, task))
 
 
-def test_a_planted_super_weight_makes_a_massive_activation():
+@pytest.mark.parametrize("weight", [1e7, -1e7])
+def test_a_planted_super_weight_makes_a_massive_activation(weight):
     model = model_of("llama")
     task = wb.Task(random_texts(6, length=12))
     with torch.no_grad():
-        model.hf.model.layers[1].mlp.down_proj.weight[7, 11] = 1e7
+        model.hf.model.layers[1].mlp.down_proj.weight[7, 11] = weight
     found = magnitude.super_weights(model, task)
     first = found.hits[0]
     assert str(found.components[0]) == "neuron.1.11" and first["dimension"] == 7 and first["share"] > 0.99
-    assert first["weight"] == pytest.approx(1e7) and first["output"] == pytest.approx(
+    assert first["weight"] == pytest.approx(weight) and first["output"] == pytest.approx(
         first["weight"] * first["activation"], rel=1e-3
     )
     assert magnitude.super_weights(model, task, ratio=1e12).hits == ()
     massive = magnitude.massive_activations(model, task)
     assert {(hit["component"], hit["dimension"]) for hit in massive.hits} == {("resid_post.1", 7), ("resid_post.2", 7)}
-    assert massive.hits[0]["tokens"] > 1 and massive.hits[0]["times_median"] > 1000
+    x = [model.activations([text], "resid_post.1")[0] for text in task.column("text")]
+    median, (row, place) = (
+        torch.cat(x).abs().median(),
+        max(
+            ((i, int(one[:, 7].abs().argmax())) for i, one in enumerate(x)),
+            key=lambda at: abs(float(x[at[0]][at[1], 7])),
+        ),
+    )
+    over = [one[:, 7].abs() > max(100, 1000 * float(median)) for one in x]
+    hit = next(hit for hit in massive.hits if hit["component"] == "resid_post.1")
+    assert hit["value"] == pytest.approx(float(x[row][place, 7]), rel=1e-3)
+    assert hit["token"] == task.column("text")[row].split()[place]
+    assert hit["times_median"] == pytest.approx(abs(hit["value"]) / float(median), rel=1e-2)
+    assert hit["tokens"] == sum(int(one.sum()) for one in over) > 1
+    assert hit["at_first"] == pytest.approx(sum(float(one[0]) for one in over) / hit["tokens"])
 
 
 def test_a_head_that_rests_on_the_first_token_is_a_sink(course):

@@ -131,7 +131,7 @@ def test_contributions_sum_to_the_logit_difference(tiny):
     known = (direction @ bias + readout.bias(prompts.answer) - readout.bias(prompts.foil)).numpy()
     assert np.abs(blocks.per_prompt[-1] - known).max() < 1e-4
     # heads and neurons add up to their blocks, but for biases
-    if tiny.hf.config.model_type not in ("gpt2", "gpt_neox", "opt", "bloom"):
+    if tiny.hf.config.model_type not in ("gpt2", "gpt_neo", "gptj", "gpt_neox", "opt", "bloom"):
         for layer in range(names.n_layers):
             for kind, whole in (("z", "attn_out"), ("neuron", "mlp_out")):
                 own = [i for i, one in enumerate(parts.components) if (one.kind, one.layer) == (kind, layer)]
