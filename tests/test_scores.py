@@ -1,6 +1,6 @@
 """Scores: order, printing, saving, pictures."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -35,11 +35,29 @@ def test_the_table(scores):
         scores["z.0.0"]
 
 
-def test_above_null_is_above_null(scores):
-    table = scores.frame.set_index("component")
-    for one in scores.components:
-        row = table.loc[str(one)]
-        assert (one in scores.above_null()) == (abs(row.score) > row.null_p95)
+@pytest.fixture
+def by_hand():
+    """Four heads and an FFN: helping, hurting, without a null, below it; one of three prompts was left out."""
+    values, nulls = np.array([0.2, -3.0, 2.0, 0.1, 1.0]), np.array([0.1, 0.5, np.nan, 0.3, 0.5])
+    at = [wb.Component.parse(one) for one in ("z.0.0", "z.0.1", "z.1.0", "z.1.1", "mlp_out.1")]
+    per_prompt = np.stack([values, values * np.nan, values], 1)
+    per_prompt[0, 2] = np.nan
+    columns = {"site": np.array(list("aabbc")), "auroc": np.linspace(0, 1, 5), "n_used": np.arange(5)}
+    return wb.Scores(at, values, values - 1, values + 1, nulls, per_prompt, "by hand", "prob", 0.9, 0.1, "noising", "a null",
+                     {2: "w4/w5"}, "task", 3.0, 4.0, 7, "why", columns)  # fmt: skip
+
+
+def test_strength_is_without_sign_and_without_a_null_nothing_is_above_it(by_hand):
+    assert [str(one) for one in by_hand.top(3)] == ["z.0.1", "z.1.0", "mlp_out.1"]
+    assert list(by_hand.frame.component) == ["z.0.1", "z.1.0", "mlp_out.1", "z.0.0", "z.1.1"]
+    assert [str(one) for one in by_hand.above_null()] == ["z.0.1", "mlp_out.1", "z.0.0"]
+    assert by_hand.n == 2 and by_hand.kind == "mixed" and "+0.90 clean, +0.10 corrupted" in by_hand.title
+
+
+def test_nothing_is_lost_in_a_file(by_hand, tmp_path):
+    again = wb.Scores.load(by_hand.save(tmp_path / "s"))
+    for field in fields(by_hand):
+        np.testing.assert_equal(getattr(again, field.name), getattr(by_hand, field.name), field.name)
 
 
 def test_prints_in_one_deterministic_line(scores):

@@ -60,8 +60,18 @@ def test_repeatable_and_free_of_side_effects(trained):
     weights = {k: v.clone() for k, v in trained.hf.state_dict().items()}
     one, two = (patch(trained, task(), "z", seed=4) for _ in range(2))
     assert np.array_equal(one.values, two.values) and np.array_equal(one.null_p95, two.null_p95)
-    assert one.cost > 2 and one.seconds > 0 and len(one.components) == 12
+    assert not np.array_equal(one.null_p95, patch(trained, task(), "z", seed=5).null_p95)
+    assert one.seconds > 0 and len(one.components) == 12
     assert all(torch.equal(v, weights[k]) for k, v in trained.hf.state_dict().items())
+
+
+def test_cost_counts_both_sides_and_every_draw_once_for_all_prompts(trained, monkeypatch):
+    """Behind the last block nothing runs again; each draw of the null costs as much as any other, however prompts are batched."""
+    assert patch(trained, task(), "resid_post.2@-1", null=4).cost == 2
+    none, two, four = (patch(trained, task(), "z", null=null).cost for null in (False, 2, 4))
+    assert four - none == pytest.approx(2 * (two - none)) and two - none > none > 2
+    monkeypatch.setattr("workbench.locate.causal.patching.batches", lambda pairs: [[0, 1, 2], [*range(3, 12)]])
+    assert patch(trained, task(), "z", null=False).cost == pytest.approx(none)
 
 
 def test_one_prompt_has_neither_interval_nor_null(trained):
@@ -117,6 +127,14 @@ def test_a_handful_of_gaps_must_be_more_than_rounding(words, dtype):
         with pytest.raises(ValueError, match="hardly differ"):
             refuse_without_gap(model, gap, clean, clean - gap, metric)
         refuse_without_gap(model, 30 * gap, clean, clean - gap, metric)
+
+
+def test_a_gap_is_more_than_three_of_its_standard_errors(llama):
+    gap = np.random.default_rng(0).normal(size=100)
+    gap = (gap - gap.mean()) / gap.std(ddof=1)  # of which a mean has a standard error of 0.1
+    refuse_without_gap(llama, gap + 0.31, gap, gap, "logit_diff")
+    with pytest.raises(ValueError, match="hardly differ"):
+        refuse_without_gap(llama, gap - 0.29, gap, gap, "logit_diff")
 
 
 def test_a_gap_that_one_entity_makes_is_refused(llama):

@@ -100,6 +100,17 @@ def test_repeatable_with_null_and_cost(trained, method):
     assert one.above_null()  # something is needed
 
 
+def test_cost_counts_every_run(trained, monkeypatch):
+    """Both sides, the clean one again with what is ablated, and once more for each draw; behind the last block nothing runs."""
+    for method, pool in (("zero", 0), ("mean", 1), ("resample", 4)):
+        none, two = (ablate(trained, task(), "resid_post.2@-1", method, null=null).cost for null in (False, 2))
+        assert none == 3 + pool and two >= none + 2
+    one, four = (ablate(trained, task(), "z.1.*", "resample", draws=draws, null=False).cost for draws in (1, 4))
+    assert four - 3 == pytest.approx(4 * (one - 3))
+    monkeypatch.setattr("workbench.locate.causal.ablation.batches", lambda *args: [[0, 1, 2], [*range(3, 12)]])
+    assert ablate(trained, task(), "z.1.*", "resample", draws=1, null=False).cost == pytest.approx(one)
+
+
 def test_patterns_have_means_too(trained):
     long = [dict(row, clean="w11 " + row["clean"], corrupted="w11 " + row["corrupted"]) for row in copying(5, 9)]
     scores = ablate(trained, wb.Task([*copying(6), *long]), ["pattern.1.0", "attn_scores.0.2"])
@@ -174,6 +185,10 @@ def test_from_a_layer_on(trained, tmp_path):
     last = ["z.2.*", "mlp_out.2"]
     slow = task().score(trained) - task().score(trained, wb.Zero(last))
     assert np.allclose(joint.effects[2], slow, atol=1e-4)
+    again = joint_ablation(trained, task(), ["z.2.0", "z.2.1"], method="zero", random=6, seed=1)
+    assert len(set(np.round(again.controls[0], 6))) == 1  # only the layer's two others are left
+    free = [joint_ablation(trained, task(), "z.2.0", method="zero", random=6, seed=seed).controls[0] for seed in (1, 2)]
+    assert not np.array_equal(*free)
     assert joint.frame.sum_of_single[2] == pytest.approx(joint.single[-5:].sum(0).mean())
     assert np.isnan(joint.frame.null_p95[0]) and np.isfinite(joint.frame.null_p95[2]) and "no null" in joint.why
     again = Joint.load(joint.save(tmp_path / "joint"))
@@ -217,11 +232,32 @@ def test_prompts_without_a_match_are_in_no_mean(trained):
 
 
 def test_no_prompt_is_its_own_donor(trained):
-    rows = task(4)
+    """Of two templates with five pairs each, nine of its own ten prompts can stand in for a prompt."""
+    rows = wb.Task([row | {"template": "ab"[i % 2]} for i, row in enumerate(copying(10))])
     pool = Pool(trained, rows.on(trained), rows, [Component.parse("mlp_out.0")], "resample", 0)
     own = [ids.tolist() for ids in rows.on(trained).clean]
-    assert all(len(some) == 7 for some in pool.others)
+    assert all(len(some) == 9 for some in pool.others)
     assert not any(pool.prompts[j].tolist() == own[i] for i, some in enumerate(pool.others) for j in some)
+    assert all(pool.keys[j][1] == "ab"[i % 2] for i, some in enumerate(pool.others) for j in some)
+
+
+def test_resampling_draws_anew_each_time_and_by_seed(trained):
+    one, more, other = (
+        ablate(trained, task(6), "mlp_out.1", "resample", draws=draws, seed=seed, null=False).per_prompt
+        for draws, seed in ((1, 0), (3, 0), (1, 1))
+    )
+    for some in (more, other):
+        assert np.abs(some - one).max() > 0.01 * np.abs(one).max()
+
+
+def test_the_table_of_a_joint_effect_by_hand():
+    """Random sets count by size; a p-value counts the set itself among them; prompts without a value count nowhere."""
+    effects = np.array([[-2.0, np.nan, -1.0]])
+    joint = Joint(["set"], [["z.0.0", "z.0.1"]], effects, 2 * effects, [np.array([-3.0, 1.0, 1.4, -1.6])],
+                  np.zeros((2, 3)), ["z.0.0", "z.0.1"], "m", "logit_diff", 5.0, 2.0, "t", 1.0, 1.0, 0)  # fmt: skip
+    (row,) = joint.frame.itertuples()
+    assert (row.joint, row.sum_of_single, row.share, row.of_clean, row.n) == (-1.5, -3.0, -0.5, -0.3, 2)
+    assert row.p == 3 / 5 and row.null_p95 == np.quantile([1.0, 1.4, 1.6, 3.0], 0.95)
 
 
 @pytest.mark.parametrize("call", [ablate, joint_ablation])

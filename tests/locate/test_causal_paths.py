@@ -5,10 +5,16 @@ import copy
 import numpy as np
 import pytest
 import torch
+from test_causal_null import other_causes
 from tiny import build, copying, tokenizer
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 import workbench as wb
+from workbench import measure
 from workbench.locate.causal import between, knockout, patch, path_patch, trace
+from workbench.locate.causal.edges import _elsewhere
+from workbench.locate.causal.places import window_of
 from workbench.locate.causal.tracing import _spread
 from workbench.task import DATA
 
@@ -64,6 +70,17 @@ def test_noise_is_measured_where_it_is_added(name):
     assert _spread(model, pairs, [[2]] * 4) == pytest.approx(float(embedded.std()), rel=1e-5)
 
 
+def test_the_null_restores_the_next_draw_of_noise(trained, monkeypatch):
+    """The whole state of the next draw is that draw's run: over a round of draws, the changes of each prompt cancel."""
+    seen, real = {}, measure.null_threshold
+    monkeypatch.setattr(
+        measure, "null_threshold", lambda effects, **more: seen.update(under=effects, **more) or real(effects)
+    )
+    trace(trained, task(), ["resid_pre.0@cause", "resid_post.2@-1"], draws=4, metric="logit_diff")
+    assert np.allclose(seen["under"].sum(0), 0, atol=1e-3) and (np.abs(seen["under"]).max(0) > 0.1).all()
+    assert seen["together"] == 4  # a score is a mean over the draws
+
+
 def test_no_noise_changes_nothing(trained):
     with pytest.raises(ValueError, match="noise=0 on the subject hides too little"):
         trace(trained, task(4), noise=0)
@@ -75,6 +92,11 @@ def test_a_window_restores_several_layers(trained):
     alone = trace(trained, task(), "mlp_out.*@cause", window=1, draws=6)
     assert not alone.columns and not np.allclose(alone.values, wide.values)
     assert np.isfinite(wide.null_p95).all() and wide.cost > alone.cost
+    usual = trace(trained, task(), ["mlp_out.*@cause", "attn_out.*@cause", "z.*.0@cause"], draws=6, null=False)
+    for one, first, last in zip(usual.components, usual.columns["first_layer"], usual.columns["last_layer"]):
+        around = 0 if one.kind == "z" else 1  # of attention and FFN outputs three layers at least, of heads one
+        assert (first, last) == (max(0, one.layer - around), min(2, one.layer + around))
+    assert [len(window_of(24, wide, 48)) for wide in (1, 5, 10)] == [1, 5, 10]  # the paper's is 10 of 48
 
 
 def test_traces_that_cannot_be(trained):
@@ -113,6 +135,19 @@ def test_cutting_every_edge_cuts_the_flow(trained):
     )
     assert everywhere.values[0] > 10 * knockout(trained, rows, 0, later, window=7).values[0]
     assert everywhere.above_null() and everywhere.columns["share"][0] > 0.2
+    assert np.allclose(everywhere.columns["share"] * (everywhere.clean - everywhere.corrupted), everywhere.values)
+    usual = knockout(trained, rows, "cause", later, null=False)  # of three layers a fifth is one
+    assert usual.columns["first_layer"] == usual.columns["last_layer"] == [0, 1, 2]
+
+
+def test_the_null_of_a_cut_takes_as_many_others_that_the_target_sees():
+    rng, seen = np.random.default_rng(0), {6: [0, 1, 2, 3, 4, 5, 6], 5: [0, 1, 2, 3, 4, 5]}
+    draws = [_elsewhere([5, 6], [2, 3], seen, rng) for _ in range(20)]
+    for some in draws:
+        keys = {k for _, k in some}
+        assert len(keys) == 2 and keys <= {0, 1, 4} and some == {(q, k) for q in (5, 6) for k in keys}
+    assert len({frozenset(_elsewhere([6], [2], seen, rng)) for _ in range(40)}) == 5
+    assert _elsewhere([6], [1, 2, 3], seen, rng) is None  # of three others none would stay
 
 
 def test_padding_does_not_matter_to_cuts(llama, word_pairs):
@@ -156,9 +191,11 @@ def test_all_paths_together_are_the_total_effect(trained, inhibition):
 
 
 def test_without_anything_frozen_it_is_patching(trained):
-    free = path_patch(trained, task(6), ["z", "mlp_out.1", "neuron.0.3"], frozen=(), null=False)
-    whole = patch(trained, task(6), ["z.*.*", "mlp_out.1", "neuron.0.3"], direction="noising", null=False)
-    assert free.components == whole.components and np.allclose(free.per_prompt, whole.per_prompt, atol=1e-4)
+    for direction in ("noising", "denoising"):
+        free = path_patch(trained, other_causes(6), ["z", "mlp_out.1", "neuron.0.3"], frozen=(), direction=direction)
+        whole = patch(trained, other_causes(6), ["z.*.*", "mlp_out.1", "neuron.0.3"], direction=direction)
+        assert free.components == whole.components and np.allclose(free.per_prompt, whole.per_prompt, atol=1e-4)
+        assert np.allclose(free.null_p95, whole.null_p95, rtol=1e-3)
     last = path_patch(trained, task(6), "z.2.*", null=False)  # after the last layer all paths are direct
     assert np.allclose(
         last.per_prompt, patch(trained, task(6), "z.2.*", direction="noising", null=False).per_prompt, atol=1e-4
@@ -227,8 +264,9 @@ def test_what_was_tuned_is_what_tells_the_models_apart(trained, tuned):
     for one in ("resid_post.0", "mlp_out.0", "attn_out.0", "attn_out.1", "z.0.1"):
         assert abs(scores[one]) < 1e-4
     assert wb.Component.parse("mlp_out.1") in scores.above_null() and scores.method == "causal.between"
-    back = between(tuned, trained, task(6), at)
-    assert (back.clean, back.corrupted) == (pytest.approx(scores.corrupted), pytest.approx(scores.clean))
+    back = between(tuned, trained, task(6), at, prompt="corrupted", null=False)
+    sides = [task(6).score(one, prompt="corrupted").mean() for one in (trained, tuned)]
+    assert (back.clean, back.corrupted) == (pytest.approx(sides[0]), pytest.approx(sides[1]))
 
 
 def test_models_that_do_not_compare(trained, llama):
@@ -237,6 +275,12 @@ def test_models_that_do_not_compare(trained, llama):
     other = wb.load(build("qwen3"), tokenizer=tokenizer())
     with pytest.raises(ValueError, match="differ in d_head: 8 and 16"):
         between(trained, other, task(4), "z")
+    with pytest.raises(ValueError, match="different families: llama and mistral"):
+        between(trained, wb.load(build("mistral"), tokenizer=tokenizer()), task(4), "z")
+    turned = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(
+        tokenizer().backend_tokenizer.to_str().replace('"w4"', '"x"').replace('"w5"', '"w4"').replace('"x"', '"w5"')))  # fmt: skip
+    with pytest.raises(ValueError, match="different vocabularies"):
+        between(trained, wb.load(build("llama"), tokenizer=turned), task(4), "z")
     with pytest.raises(ValueError, match="prompt='both'"):
         between(trained, llama, task(4), "z", prompt="both")
 

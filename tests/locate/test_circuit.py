@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from test_gradient import told_apart
 from tiny import build, copying, tokenizer
 
 import workbench as wb
@@ -20,14 +21,15 @@ from workbench.locate.circuit import (
     exact,
     faithfulness,
     flow,
+    learned,
     masks,
     minimality,
     stability,
 )
-from workbench.locate.circuit.attribution import DRAWS, all_edges
+from workbench.locate.circuit.attribution import DRAWS, all_edges, null_of
 from workbench.locate.circuit.evaluation import connected, random_masks
 from workbench.locate.circuit.results import Curve
-from workbench.measure import bootstrap_weights, kl
+from workbench.measure import kl
 from workbench.model.edges import attribution, capture, mixed, wiring
 from workbench.model.edges.parts import Norm
 from workbench.model.plan import Prompts
@@ -183,9 +185,11 @@ def test_acdc_finds_the_written_path(planted):
         assert set(some.edges) <= set(true) and float(faithfulness(model, pairs, some, random=0)) > 0.98
 
 
-def test_acdc_keeps_what_cutting_one_by_one_keeps(llama, word_pairs):
-    pairs, threshold = word_pairs[:2], 3e-4
-    found = acdc(llama, pairs, threshold)
+@pytest.mark.parametrize("metric, threshold", [("kl", 3e-4), ("logit_diff", 3e-3)])
+def test_acdc_keeps_what_cutting_one_by_one_keeps(llama, word_pairs, metric, threshold):
+    """By a metric, edges that hurt go, however much."""
+    pairs = word_pairs[:2]
+    found = acdc(llama, pairs, threshold, metric=metric)
     wired, on = wiring(llama), pairs.on(llama)
     clean, corrupted = (capture(llama, wired, Prompts(side)) for side in (on.clean, on.corrupted))
     mask, now = wired.exists.float(), 0.0
@@ -193,19 +197,26 @@ def test_acdc_keeps_what_cutting_one_by_one_keeps(llama, word_pairs):
         for s in reversed(range(wired.known[t])):
             trial = mask.clone()
             trial[t, s] = 0
-            away = float(kl(clean.logits, mixed(llama, wired, clean, corrupted, trial, torch.arange(2))).mean())
+            now_said = mixed(llama, wired, clean, corrupted, trial, torch.arange(2))
+            lost = (clean.logits - now_said)[:, 10] - (clean.logits - now_said)[:, 20]
+            away = float((kl(clean.logits, now_said) if metric == "kl" else lost).mean())
             if away - now < threshold:
                 mask, now = trial, away
     left = [f"{wired.sources[s]} -> {wired.targets[t]}" for t, s in mask.nonzero().tolist()]
     assert 10 < len(found) < 0.8 * found.whole and set(found.edges) == set(Circuit.of(llama, left).pruned().edges)
 
 
-def test_learned_masks_keep_the_behaviour(planted):
+def test_learned_masks_keep_the_behaviour(planted, monkeypatch):
     model, pairs, _ = planted["lookup"]
     found = masks(model, pairs, price=0.01, steps=60)
     small = found.only(found.scores > 0.5)
     assert len(small) < 20 and float(faithfulness(model, pairs, small, random=0)) > 0.9
     assert np.array_equal(masks(model, pairs, steps=3).scores, masks(model, pairs, steps=3).scores)
+    seen = []
+    monkeypatch.setattr(learned, "mixed", lambda *args: seen.append(args[4].detach()) or mixed(*args))
+    masks(model, pairs, steps=3)
+    gates = torch.stack(seen)[:, wiring(model).exists]  # hard: some all the way open, none beyond
+    assert gates.min() >= 0 and gates.max() == 1 and (gates == 1).float().mean() > 0.1
 
 
 def test_flow_gives_every_reader_shares_that_sum_to_one(llama, word_pairs):
@@ -237,9 +248,11 @@ def test_flow_by_hand(llama, word_pairs):
 
 def test_edges_into_the_logits_and_their_null_by_hand(trained, monkeypatch):
     """The change of what is written times the slope at the end; for the null the change to another pair's corrupted prompt."""
-    seen = {}
+    rows = [row | {"spans": {}} for row in copying(6)]
+    rows[::2] = [row | {"corrupted": row["corrupted"].replace(" w5 ", " w8 ")} for row in rows[::2]]
+    some, seen = wb.Task(rows), {}  # partners differ at the cause, on the corrupted side only
     monkeypatch.setattr(measure, "null_threshold", lambda effects: seen.setdefault("under", effects).mean((0, 2)))
-    found, pairs, wired = eap(trained, task(6), seed=4), task(6).on(trained), wiring(trained)
+    found, pairs, wired = eap(trained, some, seed=4), some.on(trained), wiring(trained)
     clean, corrupted = (capture(trained, wired, Prompts(side)) for side in (pairs.clean, pairs.corrupted))
     x = clean.last.detach().requires_grad_()
     logits = trained.hf.lm_head(trained.hf.model.norm(x))[:, -1]
@@ -252,6 +265,13 @@ def test_edges_into_the_logits_and_their_null_by_hand(trained, monkeypatch):
         assert np.allclose(got[into], (change * slope).sum((2, 3)), atol=1e-3) and np.abs(got[into]).max() > 0.05
     _, low, high = measure.mean_interval(found.per_prompt.T, pairs.task.clusters(), draws=DRAWS, seed=4)
     assert np.allclose([found.ci_lo, found.ci_hi], [low, high])
+
+
+def test_prompts_without_another_pair_are_in_no_null():
+    effects = np.arange(24.0).reshape(2, 3, 4)
+    under, why = null_of(effects, [[1, 2], None, [0, 2], None])
+    assert np.array_equal(under, effects[..., [0, 2]]) and not why
+    assert null_of(effects, [[1, 2], None, None, None])[0] is None and null_of(None, [[1, 2]] * 4)[0] is None
 
 
 def test_integrated_gradients_are_complete_with_enough_steps(course):
@@ -278,14 +298,26 @@ def test_repeatable_with_interval_and_null_and_without_side_effects(trained):
 
 def test_sizes_from_nothing_to_everything(planted):
     model, pairs, _ = planted["inhibition"]
-    scores = eap_ig(model, pairs)
-    line = curve(model, pairs, scores, sizes=(0.0, 0.05, 0.2, 1.0), random=2)
-    for by, found in (("sign", line.by_sign), ("size", line.by_size)):
-        assert found[1] == pytest.approx(float(faithfulness(model, pairs, scores.top(0.05, by), random=0)), abs=1e-4)
+    line = curve(model, pairs, eap_ig(model, pairs), sizes=(0.0, 0.05, 0.2, 1.0), random=2)
     assert line.by_sign[[0, -1]] == pytest.approx([0, 1], abs=1e-4) and line.by_size[-1] == pytest.approx(1, abs=1e-4)
     assert line.by_size[1] > 0.9 > line.random[:, 1].max() and line.random.shape == (2, 4)
     assert line.edges[-1] == 172 and list(line.frame.columns)[-1] == "random"
     assert "CPR" in repr(line) and line.plot() is not None
+
+
+def test_a_curve_is_the_faithfulness_of_the_strongest_edges(llama, word_pairs):
+    """Of pairs whose gaps differ, so that the ratio of means is no mean of ratios."""
+    wired, rng = wiring(llama), np.random.default_rng(0)
+    edges, some = all_edges(wired), wb.Task(told_apart(llama, word_pairs).rows[:4])
+    scores = Circuit(edges, rng.normal(size=len(edges)), wired.sizes, len(edges))
+    line = curve(llama, some, scores, sizes=(0.7, 0.9, 1.0), random=0)
+    for i, size in enumerate((0.7, 0.9)):
+        for by, found in (("sign", line.by_sign), ("size", line.by_size)):
+            kept = faithfulness(llama, some, scores.top(size, by), random=0)
+            assert found[i] == pytest.approx(float(kept), abs=1e-4)
+            shares = np.sort((kept.kept - kept.corrupted) / (kept.clean - kept.corrupted))
+            assert np.allclose(kept.frame.share, shares) and abs(shares.mean() - float(kept)) > 1e-3
+    assert np.abs(line.by_sign - line.by_size).max() > 0.1
 
 
 def test_areas_by_hand():
@@ -336,104 +368,7 @@ def test_minimality_is_what_each_cut_costs(planted):
     assert worth["z.1.1 -> q.2.2"] == pytest.approx(float(whole) - float(one), abs=1e-5)
 
 
-def test_stability_knows_prompts_that_agree(trained):
-    same = Circuit(*_graph(40), per_prompt=np.arange(40)[:, None] + np.zeros(8))
-    noise = Circuit(*_graph(40), per_prompt=np.random.default_rng(0).normal(size=(40, 8)))
-    assert stability(same, 10) == 1
-    drawn = noise.per_prompt @ bootstrap_weights(8, 30, 5).T
-    tops = [set(np.argsort(-np.abs(one))[:10].tolist()) for one in drawn.T]
-    slow = np.mean([len(a & b) / len(a | b) for i, a in enumerate(tops) for b in tops[:i]])
-    assert stability(noise, 10, draws=30, seed=5) == pytest.approx(slow) and 0.1 < slow < 0.9
-    with pytest.raises(ValueError, match="several prompts"):
-        stability(Circuit(*_graph(40)), 10)
-
-
-# values
-
-
-def _graph(n):
-    """The first edges of a model of 3 layers and 4 heads, with scores."""
-    sources = [wb.Component("embed"), *(wb.Component("z", 0, i) for i in range(4))]
-    edges = [Edge(source, f"{kind}.1.{i}") for kind in "qkv" for i in range(4) for source in sources][:n]
-    return edges, np.arange(n, dtype=float), (3, 4, 4), 479
-
-
-def test_edges_are_written_and_read():
-    edge = Edge.parse("z.2.1->q.4.3")
-    assert str(edge) == "z.2.1 -> q.4.3" and Edge.parse(str(edge)) == edge and Edge("z.2.1", "q.4.3") == edge
-    assert (
-        sorted([Edge.parse("z.0.0 -> logits"), Edge.parse("embed -> mlp_out.0"), Edge.parse("embed -> v.0.1")])[
-            0
-        ].target.kind
-        == "v"
-    )
-    for text, said in [("z.2.1", "with an arrow"), ("z.4.1 -> q.4.3", "backwards"), ("q.1.1 -> logits", "cannot be the source"),
-                       ("z.1.1 -> z.2.1", "cannot be the target"), ("z.*.1 -> logits", "cannot be the source")]:  # fmt: skip
-        with pytest.raises(ValueError, match=said):
-            Edge.parse(text)
-
-
-def test_a_circuit_is_a_set_that_can_be_cut_down(llama):
-    circuit = Circuit.of(
-        llama, ["embed -> v.0.0", "z.0.1 -> q.1.2", "z.1.2 -> logits", "z.1.0 -> logits", "embed -> k.2.0"]
-    )
-    assert (
-        len(circuit) == 5
-        and "z.0.1->q.1.2" in circuit
-        and circuit["embed -> v.0.0"] == 1
-        and circuit.edges[-1].target.kind == "logits"
-    )
-    assert set(circuit.pruned()) == {Edge.parse(t) for t in ("embed -> v.0.0", "z.0.1 -> q.1.2", "z.1.2 -> logits")}
-    assert len(circuit.without("embed -> v.0.0").pruned()) == 0
-    assert circuit.jaccard(circuit.pruned()) == pytest.approx(0.6)
-    # two key heads serve four heads: v.0.1 is read by heads 2 and 3
-    assert circuit.readers(wb.Component.parse("v.0.1")) == [wb.Component("z", 0, 2), wb.Component("z", 0, 3)]
-
-
-def test_the_strongest_edges_by_size_and_by_sign():
-    circuit = Circuit(_graph(20)[0], np.linspace(-3, 2, 20), (3, 4, 4), 479)
-    assert circuit.top(1, prune=False).scores[0] == -3 and circuit.top(1, "sign", prune=False).scores[0] == 2
-    assert len(circuit.top(0.02, prune=False)) == 10 and len(circuit.top(5)) == 0
-    for size, by, said in [(500, "size", "from 0 to 479"), (1.2, "size", "share"), (3, "best", "by='best'")]:
-        with pytest.raises(ValueError, match=said):
-            circuit.top(size, by)
-
-
-def test_every_number_stays_with_its_edge():
-    """However edges are given, sorted, cut down: scores, intervals, nulls and values of prompts go along."""
-    (edges, scores, *size), order = _graph(20), np.random.default_rng(0).permutation(20)
-    scores = np.where(scores % 2 == 1, -scores, scores)
-    columns = {"ci_lo": scores - 1, "ci_hi": scores + 1, "null_p95": np.abs(scores) / 2 + 5}
-    columns |= {"per_prompt": np.stack([scores, scores + 2], 1)}
-    given = {name: column[order] for name, column in columns.items()}
-    circuit = Circuit([edges[i] for i in order], scores[order], *size, **given)
-    assert circuit.above_null().edges == tuple(edges[11:]) and circuit.share == 20 / 479
-    assert circuit.frame.edge[0] == str(edges[19]) and circuit[edges[19]] == -19
-    for some in (circuit, circuit.top(7, prune=False), circuit.top(4, "sign", prune=False), circuit.above_null()):
-        places = [edges.index(edge) for edge in some.edges]
-        assert np.array_equal(some.scores, scores[places])
-        assert all(np.array_equal(getattr(some, name), column[places]) for name, column in columns.items())
-
-
-def test_telling_true_edges_by_hand():
-    """Of nine edges three are scored; the true ones are the strongest, which hurts, and one without a score."""
-    circuit = Circuit(_graph(3)[0], [-3.0, 1.0, 0.5], (3, 4, 4), 9)
-    true = [circuit.edges[0], "z.1.0 -> logits"]
-    # the first is ahead of all seven others, the second behind two and level with five
-    assert circuit.auroc(true) == pytest.approx((7 + 5 / 2) / 14)
-
-
-def test_a_route_grows_from_the_logits():
-    steps = {
-        "z.1.0 -> logits": -0.5,
-        "z.0.0 -> q.1.0": 0.3,
-        "z.1.1 -> logits": 0.2,
-        "embed -> v.1.1": 3.0,
-        "embed -> v.1.0": 0.1,
-    }
-    circuit = Circuit(list(steps), list(steps.values()), (2, 2, 2), 60)
-    for count in range(len(steps) + 1):
-        assert set(map(str, circuit.top(count, "route", prune=False))) == set(list(steps)[:count])
+# files, refusals
 
 
 def test_saved_and_loaded_and_drawn(trained, tmp_path):

@@ -9,8 +9,11 @@ import torch
 from tiny import build, copying, tokenizer
 
 import workbench as wb
+from workbench import measure
 from workbench.locate import causal, gradient
+from workbench.locate.causal.null import partners
 from workbench.locate.circuit import Circuit, Edge, exact, faithfulness, feature_edges, keep, nodes
+from workbench.locate.circuit.feature_edges import _coefficients
 from workbench.plot import png
 from workbench.sae import SAE
 
@@ -77,6 +80,52 @@ def test_all_terms_kept_are_the_clean_run_and_none_at_a_stream_the_corrupted_run
         some = keep(model, task(), every(sae)[:3], random=0)
         assert np.allclose(some.corrupted, task().score(model, prompt="corrupted"), atol=1e-4)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.hf.state_dict().items())
+
+
+def test_a_mean_is_taken_by_position_over_both_sides_of_prompts_of_one_length(fresh):
+    fresh.attach(dictionary(fresh, "resid_post.0"))
+    rows = copying(5)
+    for row in rows[3:]:
+        row |= {side: f"w11 {row[side]}" for side in ("clean", "corrupted")}
+    kept = keep(fresh, wb.Task(rows), ["feature.d.0"], rest="mean", random=0)
+    for part in (slice(0, 3), slice(3, 5)):
+        mean = fresh.activations(
+            [row[side] for row in rows[part] for side in ("clean", "corrupted")], "resid_post.0"
+        ).mean(0)
+        change = [wb.Replace(f"resid_post.0@{p}", x) for p, x in enumerate(mean)]
+        assert np.allclose(kept.corrupted[part], wb.Task(rows[part]).score(fresh, *change), atol=1e-4)
+
+
+def test_the_null_is_the_change_to_another_pairs_corrupted_prompt(fresh, monkeypatch):
+    seen, sae = {}, fresh.attach(dictionary(fresh, "resid_post.0"))
+    monkeypatch.setattr(measure, "null_threshold", lambda effects: seen.setdefault("under", effects).mean((0, 2)))
+    scores, pairs = nodes(fresh, task(6), others="mlp_out", steps=0, seed=4), task(6).on(fresh)
+    stream, written = at = [wb.Component.parse(one) for one in ("resid_post.0", "mlp_out.2")]
+    _, clean, slopes = fresh.gradients(pairs.clean, at, lambda logits, rows: logits[:, 6] - logits[:, 7])
+    corrupted = fresh.activations(pairs.corrupted, at)
+
+    def changes(new):
+        """By feature, and of the FFN: [prompt, number]."""
+        features = (sae.encode(new[stream]) - sae.encode(corrupted[stream])) * (slopes[stream] @ sae.W_dec.T)
+        return features.sum(1), ((new[written] - corrupted[written]) * slopes[written]).sum((1, 2))
+
+    others = partners(pairs, pairs.corrupted, [list(range(6))], 2, 4)
+    draws = [{one: x[[own[draw] for own in others]] for one, x in corrupted.items()} for draw in range(2)]
+    for new, found in zip([clean, *draws], [scores.per_prompt, *seen["under"]], strict=True):
+        features, ffn = changes(new)
+        for one, got in zip(scores.components, found, strict=True):
+            if one == written or (one.kind == "feature" and one.index != "error"):
+                assert np.allclose(got, ffn if one == written else features[:, one.index], atol=1e-4), one
+        assert np.abs(found).max() > 1e-3
+
+
+def test_a_feature_counts_for_the_share_of_the_way_on_which_it_fires(fresh):
+    """From -3 to 1 in every dimension: those for above 0 fire on a quarter of the way, those for below on the rest."""
+    sae, slope = two_sided(fresh, "resid_post.0"), torch.randn(1, 1, 32, generator=torch.Generator().manual_seed(0))
+    way = torch.stack([torch.full((1, 1, 32), -3 + 4 * (k + 0.5) / 8) for k in range(8)])
+    pushes, rest = _coefficients(sae, way, slope, [3, 32 + 3])
+    assert torch.allclose(pushes[0, 0], slope[0, 0, 3] * torch.tensor([0.25, -0.75]))
+    assert rest.abs().max() < 1e-6  # the two of a dimension take it all
 
 
 def test_all_but_one_kept_is_that_one_patched(taken_apart):

@@ -1,6 +1,5 @@
 """Gradient methods: equal to exact patching where the model is linear, sums that must come out, known truth, refusals."""
 
-import warnings
 from contextlib import contextmanager
 
 import numpy as np
@@ -10,6 +9,7 @@ from tiny import MIXTURES, build, copying, tokenizer
 from torch import nn
 
 import workbench as wb
+from workbench import measure
 from workbench.improve import plant
 from workbench.locate import causal, gradient, magnitude
 from workbench.locate.causal.null import partners
@@ -87,6 +87,14 @@ def test_the_qk_fix_is_exact_up_to_the_pattern(linear, name, word_pairs):
         assert np.abs(plain.per_prompt - exact.per_prompt).max() > 0.01
 
 
+def test_the_qk_fix_is_refused_where_scores_are_more_than_query_times_key(linear, word_pairs, monkeypatch):
+    """Gemma's softcap, when nobody says that it is there."""
+    some = told_apart(linear["gemma2"], word_pairs)
+    monkeypatch.setattr(linear["gemma2"].hf.config, "attn_logit_softcapping", None)
+    with pytest.raises(ValueError, match="multiple of query times key"):
+        ATP(linear["gemma2"], some, "q.2.*", qk_fix=True, null=False)
+
+
 def test_it_is_the_change_times_the_slope(tiny, word_pairs):
     """Against `activations` and `gradients`, which have tests of their own, for every kind an architecture offers."""
     kinds = ["resid_pre.1", "q.1.2", "k.1.0", "v.1.1", "attn_scores.1.3", "pattern.1.3", "z.1.3", "attn_out.1",
@@ -139,16 +147,25 @@ def test_features_add_up_to_what_they_stand_for(llama, word_pairs):
     assert 0 < np.abs(one.values[0]) <= np.abs(features.per_prompt[33]).max()
 
 
-def test_the_null_is_the_same_estimate_for_other_prompts(trained, monkeypatch):
-    seen = {}
-    monkeypatch.setattr(
-        attribution.measure, "null_threshold", lambda effects: seen.setdefault("under", effects).mean((0, 2))
-    )
+@pytest.mark.parametrize("direction", ["denoising", "noising"])
+def test_the_null_is_the_same_estimate_for_other_prompts(trained, direction, monkeypatch):
+    """Of prompts of the side that is run, with another word at the cause: of one side half the pairs share it."""
+    rows = [row | {"spans": {}} for row in copying(12)]
+    rows[::2] = [row | {"corrupted": row["corrupted"].replace(" w5 ", " w8 ")} for row in rows[::2]]
+    task, seen, real = wb.Task(rows), {}, attribution.measure.null_threshold
+
+    def watched(effects):
+        seen.update(under=effects, limit=real(effects))
+        return seen["limit"]
+
+    monkeypatch.setattr(attribution.measure, "null_threshold", watched)
     kinds = ["resid_pre.1", "attn_scores.1.1", "z.1.2", "neuron.1.5"]
-    ATP(trained, task(), kinds, positions="all", null=3, seed=4)
-    pairs = task().on(trained)
-    others = partners(pairs, pairs.corrupted, [list(range(12))], 3, 4)
-    _, acts, slopes = trained.gradients(pairs.corrupted, kinds, lambda logits, rows: logits[:, 6] - logits[:, 7])
+    scores = ATP(trained, task, kinds, positions="all", direction=direction, null=3, seed=4)
+    assert np.allclose(scores.null_p95 * abs(scores.clean - scores.corrupted), seen["limit"])
+    pairs = task.on(trained)
+    ids = pairs.corrupted if direction == "denoising" else pairs.clean
+    others = partners(pairs, ids, [list(range(12))], 3, 4)
+    _, acts, slopes = trained.gradients(ids, kinds, lambda logits, rows: logits[:, 6] - logits[:, 7])
     for i, one in enumerate(acts):
         x, slope = acts[one].reshape(12, -1), slopes[one].reshape(12, -1)
         x = torch.where(x.abs() < 1e30, x, 0)
@@ -317,85 +334,6 @@ def test_a_decoy_misleads_correlation_and_not_gradients(course):
     assert weights[decoy] < 0.01 * weights[true]
 
 
-def test_integrated_gradients_add_up(course, llama, word_pairs):
-    for model, some in ((course, wb.Task.load("capital").split("select")[:8]), (llama, told_apart(llama, word_pairs))):
-        scores = gradient.integrated_gradients(model, some)
-        pairs = some.on(model)
-        gap = some.score(model) - some.score(model, prompt="corrupted")
-        assert np.median(scores.gaps) < 0.01 and scores.cost == 2 + 2 * (64 + 2 * 8)
-        sums = np.array([one.sum() for one in scores.by_token])
-        assert np.allclose(np.abs(sums - gap) / np.abs(gap), scores.gaps, atol=1e-4)
-        for values, one, two in zip(scores.by_token, pairs.clean, pairs.corrupted, strict=True):
-            assert ((values != 0) == (one != two).numpy()).all()
-        if model is course:
-            assert scores["embed@subject"] == pytest.approx(1, abs=0.02) and scores.above_null() == scores.top(1)
-
-
-def test_integrated_gradients_of_texts_and_their_warning(trained, words):
-    texts = words(6, 6, 6)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        many, few = (gradient.integrated_gradients(trained, texts, steps=k, baseline="mean") for k in (128, 2))
-    mean = trained.hf.get_input_embeddings().weight.mean(0)
-    with pytest.warns(UserWarning, match="take more steps"):
-        given = gradient.integrated_gradients(trained, texts, steps=2, baseline=mean)
-    assert np.median(many.gaps) < np.median(few.gaps) and np.allclose(given.values, few.values, atol=1e-4)
-    assert "first choice" in many.metric and len(many.components) == 6
-
-
-def test_saliency(trained, word_pairs):
-    some = task()
-    turned = gradient.saliency(trained, some)
-    assert (turned.values >= 0).all() and turned.cost == 2
-    swapped = gradient.saliency(trained, some, how="input")
-    first = ATP(trained, some, "resid_pre.0", positions="each", direction="noising", null=False)
-    assert np.allclose(swapped.per_prompt, first.per_prompt, atol=1e-4)  # the stream begins with the embeddings
-    ids, table = some.on(trained).clean, trained.hf.get_input_embeddings().weight
-    _, acts, slopes = trained.gradients(ids, "embed", lambda logits, rows: logits[:, 6] - logits[:, 7])
-    (x,), (slope,) = acts.values(), slopes.values()
-    assert torch.equal(x, table[torch.stack(ids)])
-    assert np.allclose(
-        gradient.saliency(trained, some, how="input", baseline="zero").per_prompt.T, (x * slope).sum(-1), atol=1e-4
-    )
-    assert np.allclose(turned.per_prompt.T, x.norm(dim=-1) * slope.norm(dim=-1), atol=1e-4)
-
-
-def test_saliency_on_the_bundled_model(course):
-    """Turning the subject matters most. Shrinking an embedding does nothing where the model begins with a norm."""
-    some = wb.Task.load("capital").split("select")[:16]
-    turned, swapped = gradient.saliency(course, some), gradient.saliency(course, some, how="input")
-    shrunk = gradient.saliency(course, some, how="input", baseline="zero")
-    subject = wb.Component.parse("embed@subject")
-    assert turned.top(1) == swapped.top(1) == swapped.above_null() == [subject] and subject in turned.above_null()
-    assert abs(shrunk[subject]) < 0.01 * swapped[subject]
-
-
-def test_token_scores_are_kept_and_drawn(trained, tmp_path):
-    longer = [dict(row, clean="w11 " + row["clean"], corrupted="w11 " + row["corrupted"]) for row in task(4, 9)]
-    scores = gradient.saliency(trained, wb.Task([*task(8), *longer]))
-    assert {one.position for one in scores.components} == {"cause"} and [len(one) for one in scores.tokens] == [
-        7
-    ] * 8 + [8] * 4
-    again = gradient.TokenScores.load(scores.save(tmp_path / "scores"))
-    assert again.tokens == scores.tokens and all(map(np.array_equal, again.by_token, scores.by_token))
-    assert repr(again) == repr(scores) and len(scores.token_frame) == 8 * 7 + 4 * 8
-    assert wb.Scores.load(tmp_path / "scores").components == scores.components
-    assert len(scores.strip([0, 9]).axes[0].texts) == 15
-
-
-def test_knowledge_neurons_add_up_layer_by_layer(llama, word_pairs):
-    some = wb.Task(told_apart(llama, word_pairs).rows[:4])
-    clean = some.score(llama)
-    for position in (-1, 3):
-        scores = gradient.knowledge_neurons(llama, some, position=position, metric="logit_diff", steps=64)
-        for layer in range(3):
-            own = [i for i, one in enumerate(scores.components) if one.layer == layer]
-            gone = clean - some.score(llama, wb.Zero(f"neuron.{layer}.*@{position}"))
-            assert np.allclose(scores.per_prompt[own].sum(0), gone, rtol=0.01, atol=0.001)
-            assert np.abs(gone).max() > 0.02 or (layer == 2 and position == 3 and not gone.any())
-        assert len(scores.components) == 3 * 48 and (scores.columns["shared"] <= 1).all()
-
-
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox", "phi3", "opt"])
 def test_weight_importance_is_weight_times_gradient(name, word_pairs):
     hf = build(name)
@@ -422,6 +360,34 @@ def test_weight_importance_is_weight_times_gradient(name, word_pairs):
         whole["mlp_out.2"]
     )
     assert not any(p.requires_grad for p in hf.parameters())
+
+
+def test_weights_and_their_null_are_shares_by_hand(llama, monkeypatch):
+    """The null is the next word at an earlier position: of two words the second, of more a random one."""
+    words = ["w10 w11", "w12 w13", "w14 w15", "w20 w21 w22 w23 w24", "w30 w31 w32 w33 w34"]
+    rows = [{"clean": text, "corrupted": text[:-1] + "9", "answer": "w40", "foil": "w41"} for text in words]
+    seen = {}
+    monkeypatch.setattr(measure, "null_threshold", lambda effects: seen.setdefault("under", effects).mean((0, 2)))
+    at, pairs = [f"{kind}.{layer}" for layer in range(3) for kind in ("attn_out", "mlp_out")], wb.Task(rows).on(llama)
+    scores = gradient.weight_importance(llama, wb.Task(rows), at, null=2)
+    assert scores.values.sum() == pytest.approx(1) and seen["under"].mean(2).sum(1) == pytest.approx([1, 1])
+    block = llama.hf.model.layers[1]
+    matrices = [one.weight.requires_grad_(True) for part in (block.self_attn, block.mlp) for one in part.children()
+                if isinstance(one, nn.Linear)]  # fmt: skip
+    alone = []
+    for ids in pairs.clean[:3]:
+        slopes = torch.autograd.grad(llama.hf(ids[None]).logits[0, 0].log_softmax(-1)[ids[1]], matrices)
+        alone.append(sum(float((w.detach() * slope).abs().sum()) for w, slope in zip(matrices, slopes, strict=True)))
+    [one.requires_grad_(False) for one in matrices]
+    for draw in seen["under"]:  # in shares of all weights
+        assert draw[2:4, :3].sum(0) / alone == pytest.approx(np.full(3, draw[2, 0] + draw[3, 0]) / alone[0], rel=1e-3)
+    assert (np.abs(seen["under"][0] - seen["under"][1]).max(0)[3:] > 0).any()
+    sizes = [
+        sum(one.numel() for one in part.parameters())
+        for layer in llama.hf.model.layers
+        for part in (layer.self_attn, layer.mlp)
+    ]
+    assert scores.columns["per_weight"] == pytest.approx(scores.values * sum(sizes) / sizes)
 
 
 @pytest.mark.parametrize("method", [

@@ -40,6 +40,7 @@ def test_means_and_resamples_are_activations_of_the_fit_rows(trained):
     mean = amplitude.mean(trained, TASK, ["z.1.0@2", "z.2.3"])
     first = trained.activations(prompts, "z.1.0@2").mean(0)
     second = trained.activations(prompts, "z.2.3").mean((0, 1))
+    assert mean.phase == "prompt" and amplitude.mean(trained, TASK, "z.2.3", phase="generation").phase == "generation"
     assert isinstance(mean, wb.Mean) and torch.allclose(mean.values, torch.stack([first, second]), atol=1e-5)
     drawn = amplitude.resample(trained, TASK, ["mlp_out.1@-1"], seed=3)
     every = trained.activations(prompts, "mlp_out.1@-1")
@@ -73,6 +74,11 @@ def test_holding_at_the_most(trained):
     assert amplitude.clamp("neuron.1.3", 2) == wb.Clamp("neuron.1.3", 2.0)
     with pytest.raises(ValueError, match="is a vector"):
         amplitude.clamp("z.1.3", 2)
+    mixed = wb.Task([{"text": f"w11 {text}" if i % 3 == 0 else text} for i, text in enumerate(prompts[:6])])
+    own = [trained.activations([row["text"]], "neuron.1.*") for row in mixed]  # one by one, without padding
+    every = torch.cat([torch.stack([x[0] for x in seen.values()], 1) for seen in own])
+    held = amplitude.clamp_to_max(trained, mixed, "neuron.1.*").values
+    assert torch.allclose(held, every.amax(0), atol=1e-5) and (held < every.abs().amax(0) - 0.01).any()  # no |most|
     try:
         trained.attach(make("resid_post.1"), "d")
         held = amplitude.clamp_to_max(trained, TASK, "feature.d.5", 1.0)

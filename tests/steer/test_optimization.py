@@ -5,6 +5,7 @@ import torch
 from tiny import build, copying, tokenizer
 
 import workbench as wb
+from workbench import measure
 from workbench.model.edit import edited
 from workbench.steer import optimization
 from workbench.steer.optimization import editing, requests, values
@@ -116,6 +117,54 @@ def test_what_is_edited_is_what_was_found(trained):
     made = optimization.rome(trained, FACT, "mlp_out.1@-1", **EASY)
     key = editing._keys(trained, found.edits, 1)[:, 0]
     assert torch.allclose((made.difference(made.names[0]).double() @ key).float(), found.delta[0], atol=1e-3)
+    own = torch.stack(list(trained.activations(FACT["prompt"], "neuron.1.*@-1").values())).flatten(1).mean(1)
+    edits = requests.read_edits(trained, dict(FACT, keep=["w20 w4"]), wb.Component.parse("mlp_out.1@-1"))
+    assert len(edits[0].keep) == 1  # which is no part of the key
+    assert all(torch.allclose(one.float(), own, atol=1e-5) for one in (key, editing._keys(trained, edits, 1)[:, 0]))
+
+
+def test_a_single_edit_gets_its_share(trained):
+    """Of MEMIT 1 / (1 + weight) of what it needs, of AlphaEdit 1 / (1 + ridge)."""
+    found = values.target_values(trained, FACT, "mlp_out.1@-1", keep=())
+    key = editing._keys(trained, found.edits, 1)[:, 0]
+    for made in (optimization.memit(trained, FACT, "mlp_out.1@-1", weight=0.25, **EASY),
+                 optimization.alphaedit(trained, FACT, "mlp_out.1@-1", ridge=0.25, threshold=0.1, **EASY)):  # fmt: skip
+        written = (made.difference(made.names[0]).double() @ key).float()
+        assert torch.allclose(written, found.delta[0] / 1.25, atol=1e-3)
+
+
+def test_the_value_is_judged_by_the_whole_target_and_the_mean_over_what_stays(trained):
+    """By adding it: -log p of both words of the target, and the KL at the end of the prompts to keep."""
+    stay = ["w12 w13 w4", "w14 w4", "w15 w16 w17 w4"]
+    row = {"prompt": "w10 w11 w4", "subject": "w4", "target_new": "w7 w20", "keep": stay}
+    found = values.target_values(trained, row, "mlp_out.0@subject", steps=3, reach=99.0)
+    ((ids, length, place),) = found.edits[0].prompts
+    # one step at least, so that there is something to add
+    assert found.history[0]["steps"] == 0 and not found.delta.any()
+    delta, (line,) = values.search(
+        trained, found.edits, wb.Component.parse("mlp_out.0@subject"), 0.5, 4, 0.3, 3.0, 0.01, 1e-9, False
+    )
+    push = lambda at: wb.Add(f"mlp_out.0@{at}", vector=delta[0])  # noqa: E731
+    (logits,) = trained.logits([ids], push(place), positions="all")
+    said = logits[length - 1 :].log_softmax(-1).gather(1, found.edits[0].target_ids[:, None])
+    assert delta.any() and line["nll"] == pytest.approx(-float(said.sum()), abs=1e-3)
+    moved = [measure.kl(trained.logits([text]), trained.logits([text], push(len(text.split()) - 1))) for text in stay]
+    assert line["keep_kl"] == pytest.approx(float(torch.cat(moved).mean()), abs=1e-3)
+    assert line["norm"] < 2.9  # shorter than the clamp, where less is enough
+    at, lost = wb.Component.parse("mlp_out.0@subject"), []
+    for steps in range(8):  # of steps that go too far, the best is kept
+        (line,) = values.search(trained, found.edits, at, 0.5, steps, 2.0, 3.0, 0.01, 1e-9, False)[1]
+        lost.append(line["nll"] + 0.5 * line["keep_kl"])
+    assert lost == sorted(lost, reverse=True) and len(set(lost)) < 8
+
+
+def test_by_default_what_the_subject_is_stays(course):
+    row = {"prompt": "tim young lives in", "subject": "tim young", "target_new": "paris"}
+    kept = [[course.token(i) for i in one[0]] for one in
+            requests.read_edits(course, row, wb.Component.parse("mlp_out.3@subject"))[0].keep]  # fmt: skip
+    assert [one[-4:] for one in kept] == [["tim", "young", "is", "a"]]
+    assert not requests.read_edits(course, row, wb.Component.parse("mlp_out.3@subject"), keep=())[0].keep
+    assert not requests.read_edits(course, row, wb.Component.parse("mlp_out.3@-1"))[0].keep
 
 
 def test_a_span_is_its_last_token(trained):
@@ -141,6 +190,15 @@ def test_layers_share_the_work(trained):
         assert [trained.token(i) for i in trained.logits(FACT["prompt"]).argmax(-1)] == ["w7"] * 3
     norms = [made.difference(name).norm() for name in made.names]
     assert min(norms) > 0.05 * max(norms)
+    # together they bring what was found to the last of them, as the mean over the prompts
+    found, place = (
+        values.target_values(trained, FACT, ["mlp_out.1@-1", "mlp_out.2@-1"], keep=()),
+        wb.Component.parse("resid_post.2"),
+    )
+    before = editing._at_sites(trained, found.edits, place)
+    with edited(trained, optimization.memit(trained, FACT, ["mlp_out.1@-1", "mlp_out.2@-1"], weight=1e-8, **EASY)):
+        after = editing._at_sites(trained, found.edits, place)
+    assert torch.allclose((after - before).float(), found.delta, atol=1e-3 * found.delta.abs().max())
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "granite", "opt", "gpt_neox", "bloom", "phi3"])
@@ -157,6 +215,9 @@ def test_other_architectures(architecture):
     with edited(model, made):
         assert torch.allclose(model.logits(fact["prompt"]), added, atol=1e-3)
     assert (model.logits(fact["prompt"]) - added).abs().max() > 0.01
+    if architecture == "granite":
+        many = optimization.memit(model, fact, "mlp_out.2@-1", text=TEXT, weight=1e-9, **options)
+        assert torch.allclose(many.difference(many.names[0]), made.difference(made.names[0]), atol=1e-5)
 
 
 def test_neighbours_count_in_c(trained):
@@ -172,6 +233,14 @@ def test_neighbours_count_in_c(trained):
     keys = torch.stack([_neurons(trained, text)[-1] for text in near.column("clean")], 1)
     moved = [(one.difference(one.names[0]) @ keys).square().sum() for one in made]
     assert moved[1] < 0.8 * moved[0]
+    edits, at = (
+        requests.read_edits(trained, FACT, wb.Component.parse("mlp_out.1@-1")),
+        wb.Component.parse("mlp_out.1@-1"),
+    )
+    alone, both = (
+        editing._moment(trained, values.Values(edits, [1], None, []), at, 1, some, TEXT, 999) for some in ((), near)
+    )
+    assert float(both.trace()) == pytest.approx(2 * float(alone.trace()))  # as much as all other text together
     with pytest.raises(ValueError, match="about an edited subject"):
         optimization.rome(trained, FACT, "mlp_out.1@-1", neighbours=wb.Task(copying(8)), **options)
 

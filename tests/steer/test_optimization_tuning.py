@@ -1,5 +1,6 @@
 """Learning located weights, factors, maps and vectors: what is outside a mask stays, controls match, nothing changes the model."""
 
+import numpy as np
 import pytest
 import torch
 from tiny import copying
@@ -10,6 +11,8 @@ from workbench.model.edit import edited
 from workbench.steer import optimization
 from workbench.steer.optimization import masks as masking
 from workbench.steer.optimization.learning import Keep, LowRank, Masked, learn
+from workbench.steer.optimization.rows import Rows
+from workbench.steer.optimization.unlearning import _shuffled
 
 QUICK = {"keep": (), "steps": 30, "every": 10, "batch": 8}
 
@@ -132,7 +135,7 @@ def test_what_acts_during_tuning_need_not_be_learnt(trained):
 
 
 def test_a_pass_with_something_acting_is_the_pass_of_the_model(trained):
-    from workbench.steer.optimization.rows import Rows, forward
+    from workbench.steer.optimization.rows import forward
 
     rows = Rows.of(trained, new(completion="w8 w9 w10"), "fit")
     push = wb.Add("resid_post.1@-1", torch.randn(trained.names.d_model, generator=torch.Generator().manual_seed(0)))
@@ -167,6 +170,35 @@ def test_early_stopping():
     assert len(table) == 5 and torch.equal(leaf.detach(), seen[2])  # the best, not the last
 
 
+def test_decay_pulls_towards_nothing():
+    leaf = torch.ones(1, requires_grad=True)
+    learn([leaf], lambda step: (1.0, [torch.zeros(1)]), lambda: {"target": 1.0, "collateral": 0.0}, steps=1, lr=0.1, decay=0.5,
+          budget=1.0, enough=0.0, what="", progress=False)  # fmt: skip
+    assert float(leaf.detach()) == pytest.approx(1 - 0.1 * 0.5)
+
+
+def test_what_stays_counts_alike_for_each_task_and_the_worst_rules(trained, monkeypatch):
+    tasks = [other(), wb.Task([row | {"split": row["split"]} for row in right()], "known")]
+    name = "model.layers.2.mlp.down_proj.weight"
+    weight = dict(trained.hf.named_parameters())[name].detach()
+    moved = {name: weight + 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))}
+    alone, both = [Keep(trained, [task], 1.0) for task in tasks], Keep(trained, tasks, 3.0)
+    everything = lambda keep: float(keep.loss(moved, 999, torch.Generator().manual_seed(0)))  # noqa: E731
+    assert everything(both) == pytest.approx(3 * sum(map(everything, alone)) / 2, rel=1e-3)
+    collateral = [keep.collateral(moved) for keep in alone]
+    assert both.collateral(moved) == max(collateral) > min(collateral)
+    monkeypatch.setattr(Rows.parts, "__defaults__", (16,))  # two rows at a time
+    assert both.collateral(moved) == pytest.approx(max(collateral), rel=1e-3)
+
+
+def test_controls_are_the_same_tuning_of_other_weights(trained):
+    made = optimization.finetune(trained, new(), ["neuron.1.3", "z.0.1"], seed=3, **QUICK)
+    masks = masking.random_masks(trained, ["neuron.1.3", "z.0.1"], 3)
+    drawn = made.controls["random mask"]()
+    assert set(drawn.names) == set(masks) and all((drawn.difference(n)[~mask] == 0).all() for n, mask in masks.items())
+    assert set(made.controls["full tuning"]().names) == {name for name, _ in trained.hf.named_parameters()}
+
+
 def test_collateral_is_the_divergence_on_select_rows(trained):
     made = optimization.finetune(trained, new(), "mlp_out.2", lr=1e-2, **QUICK)
     keep = Keep(trained, [other()], 1.0)
@@ -189,6 +221,10 @@ def test_random_masks_are_as_many_and_other(trained):
     assert not any((mask & own[name]).any() for name, mask in control.items() if name in own)
     again = optimization.random_masks(trained, at, seed=3)
     assert all(torch.equal(mask, again[name]) for name, mask in control.items())
+    different = optimization.random_masks(trained, at, seed=4)
+    assert set(different) != set(control) or not all(
+        torch.equal(mask, control[name]) for name, mask in different.items()
+    )
     most = [f"mlp_out.{i}" for i in range(2)]  # one other block is not enough: single weights
     loose = optimization.random_masks(trained, most)
     assert size(loose) == size(masking.weight_masks(trained, most))
@@ -205,6 +241,16 @@ def test_lora_is_of_low_rank_and_is_what_was_trained(trained):
     assert all(
         torch.equal(weight, factors.base[name]) for name, weight in factors.weights().items()
     )  # begins with no change
+    left, right = factors.factors[made.names[0]]
+    with torch.no_grad():
+        left += torch.randn(left.shape, generator=torch.Generator().manual_seed(0))
+    change = 4.0 / 2 * left @ right  # alpha / rank
+    assert torch.allclose(factors.delta().difference(made.names[0]), change)
+    assert torch.allclose(factors.weights()[made.names[0]] - factors.base[made.names[0]], change, atol=1e-6)
+    usual, twice, once = (
+        optimization.lora(trained, new(), "mlp_out.2", rank=2, alpha=a, **QUICK) for a in (None, 4.0, 2.0)
+    )
+    assert usual == twice != once
 
 
 @pytest.mark.parametrize("at", ["resid_post.1@cause", "resid_post.1", ["resid_post.1@-1", "resid_post.2@-1"], "z.1.0"])
@@ -232,8 +278,6 @@ def test_vectors(trained):
 
 
 def test_completions_and_texts_are_learnt_whole(trained):
-    from workbench.steer.optimization.rows import Rows
-
     rows = Rows.of(trained, new(completion="w8 w9 w10"), "fit")
     assert all(
         ids[length:].tolist() == trained.ids("w8 w9 w10")[-3:].tolist() for ids, length in zip(rows.ids, rows.lengths)
@@ -246,6 +290,12 @@ def test_completions_and_texts_are_learnt_whole(trained):
     assert rows.nll(block) == pytest.approx(float(by_hand), rel=1e-5)
     texts = Rows.of(trained, wb.Task([{"text": "w10 w11 w12"}]))
     assert texts.lengths == [1]
+    assert Rows.of(trained, wb.Task([{"text": " ".join(["w10"] * 12)}]), begun=1 / 3).lengths == [4]
+    rows = Rows.of(trained, right(completion="w6 w9 w10"), "fit")  # the first word is right, the others are not
+    block = torch.stack(list(trained.logits([one[:-1] for one in rows.ids], positions="all")))
+    assert rows.right(block).all()
+    said = torch.stack([block[:, at].log_softmax(-1)[:, word] for at, word in zip((-3, -2, -1), (6, 9, 10))])
+    assert torch.allclose(rows.log_prob(block), said.sum(0), atol=1e-4)
 
 
 @pytest.mark.parametrize("call, said", [
@@ -318,7 +368,8 @@ def test_npo_forgets_one_thing_and_keeps_another(trained):
 
 def test_npo_loss_is_that_of_the_paper_at_its_start(trained):
     """At the start p = p_ref, so that the first loss is 2/beta log 2, and the gradient that of log p."""
-    made = optimization.npo(trained, right(), (), "mlp_out.2", beta=0.5, lr=1e-6, steps=1, every=1, budget=9)
+    mixed = [row | {"answer": "w6" if i % 2 else "w8"} for i, row in enumerate(right())]  # likely and unlikely ones
+    made = optimization.npo(trained, wb.Task(mixed), (), "mlp_out.2", beta=0.5, lr=1e-6, steps=1, every=1, budget=9)
     assert made.history.loss[0] == pytest.approx(2 / 0.5 * torch.log(torch.tensor(2.0)).item(), rel=1e-4)
 
 
@@ -333,6 +384,9 @@ def test_rmu_moves_the_stream_to_one_direction_and_holds_the_rest(trained):
         after = [trained.activations(x.clean, "resid_post.1@cause", spans=x.spans) for x in (forget, keep)]
     moved = [(b - a).norm(dim=-1).mean() / a.norm(dim=-1).mean() for a, b in zip(before, after, strict=True)]
     assert moved[0] > 3 * moved[1]
+    goal = after[0].mean(0)  # one direction with positive entries, three times as long as the stream was
+    assert goal.norm() / before[0].norm(dim=-1).mean() == pytest.approx(3, rel=0.1) and (goal > 0).all()
+    assert torch.nn.functional.cosine_similarity(after[0], goal[None], dim=-1).min() > 0.99
 
 
 def test_relearning_brings_back_what_was_hidden(trained):
@@ -342,5 +396,20 @@ def test_relearning_brings_back_what_was_hidden(trained):
     taught = table[table.arm == "taught"].set_index("step")
     assert taught.rest[-1] == 1 and taught.rest[0] < 0.5
     assert taught.rest[20] > 0.9  # one rule answers all rows, so teaching half brings back the rest
+    # of two entities, one of which the model never knew, one is taught and the other asked about
+    two = [row | {"entity": "ab"[i % 2], "answer": ("w6", "w8")[i % 2]} for i, row in enumerate(copying(8))]
+    start = optimization.relearn(trained, hidden, wb.Task(two), steps=0).iloc[0]
+    assert {start.given, start.rest} == {0.0, 1.0}
     with pytest.raises(ValueError, match=r"share=1\.5"):
         optimization.relearn(trained, hidden, right(), share=1.5)
+
+
+def test_the_control_of_relearning_teaches_the_form_alone(trained):
+    rows = wb.Task([*right().rows, *other().rows])  # w4 is answered by w6, w5 by w7
+    whole = Rows.of(trained, rows)
+    mixed = _shuffled(whole, np.random.default_rng(0))
+    tails = [sorted(ids[-1].item() for ids in some.ids) for some in (whole, mixed)]
+    assert tails[0] == tails[1] and all(torch.equal(a[:-1], b[:-1]) for a, b in zip(whole.ids, mixed.ids))
+    nothing = wb.Delta(weights={"model.layers.0.mlp.down_proj.weight": torch.zeros(32, 48)})
+    table = optimization.relearn(trained, nothing, rows, steps=30, every=30, lr=1e-2).set_index(["arm", "step"])
+    assert table.given["taught", 30] == 1 > 0.9 > table.given["shuffled", 30]

@@ -21,6 +21,8 @@ def test_it_is_the_difference_of_means(llama):
     assert (push.strength, push.phase, str(push.at[0])) == (1.0, "prompt", "resid_post.1@-1")
     back = difference_of_means(llama, labelled(), "resid_post.1@-1", positive="no")
     assert torch.allclose(back.vector, -push.vector, atol=1e-6)
+    states, positive = difference_of_means(llama, wb.Task(labelled().rows[1:]), "resid_post.1@-1").fitted_on
+    assert (len(states), positive) == (3, 1)  # for shuffled labels
 
 
 def test_pairs_give_clean_minus_corrupted_and_only_fit_rows_count(llama, word_pairs):
@@ -74,6 +76,8 @@ def test_setting_to_a_mean_moves_that_component_only(llama, words):
         assert torch.allclose(after @ unit, goal.expand(2), atol=1e-4)
         rest = [x - torch.outer(x @ unit, unit) for x in (before, after)]
         assert torch.allclose(*rest, atol=1e-4)
+    turned = set_to_mean(llama, labelled(), at, positive="no"), set_to_mean(llama, labelled(), at, share=1.0)
+    assert torch.allclose(turned[0].bias, turned[1].bias, atol=1e-4)
     where = set_to_mean(llama, labelled(), at, to=["resid_post.1", "resid_post.2"])
     assert where.phase == "both" and [str(one) for one in where.at] == ["resid_post.1", "resid_post.2"]
 

@@ -8,7 +8,7 @@ from tiny import build, copying, tokenizer
 
 import workbench as wb
 from workbench.steer import vector
-from workbench.steer.vector.directions import pca_direction
+from workbench.steer.vector.directions import pca_direction, probe_weights
 
 ROWS = [row | {"split": split} for row, split in zip(copying(36), ["fit", "fit", "select", "test"] * 9, strict=True)]
 TASK = wb.Task(ROWS, "copying")
@@ -27,11 +27,22 @@ def test_the_component_along_which_pairs_differ():
     no = shared - size * direction + 0.05 * torch.randn(40, 16, generator=RNG)
     assert cosine(pca_direction(yes, no), direction) > 0.99
     assert cosine(pca_direction(no, yes), -direction) > 0.99
+    yes[:10] += 9 * size[:10] * direction  # far apart, these pairs
+    no[:10] -= 9 * size[:10] * direction
     no[:10], yes[:10] = (
         yes[:10].clone(),
         no[:10].clone(),
     )  # the other way round in a quarter of the pairs: the majority rules
     assert cosine(pca_direction(yes, no), direction) > 0.99
+
+
+def test_a_probes_direction_is_in_units_of_the_activations():
+    """Two numbers that tell as much, one a hundred times as large: the larger one weighs a hundredth."""
+    noise = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+    noise = torch.cat([noise, noise.flip(1)])
+    yes, no = ((side + noise) * torch.tensor([1.0, 100.0]) for side in (1, -1))
+    weights = probe_weights(yes, no, 0.1)
+    assert float(weights[0] / weights[1]) == pytest.approx(100, rel=1e-3) and weights[0] > 0
 
 
 def test_strength_one_moves_one_mean_to_the_other_along_the_direction(trained):
@@ -50,6 +61,9 @@ def test_strength_one_moves_one_mean_to_the_other_along_the_direction(trained):
     mean = vector.difference_of_means(trained, TASK, at).vector
     assert min(cosine(push.vector, mean) for push in pushes[:2]) > 0.9
     assert cosine(vector.pca(trained, texts, at, positive="corrupted").vector, -mean) > 0.9
+    tight, loose = (vector.probe_direction(trained, TASK, at, c=c).vector for c in (1e-4, 10.0))
+    assert cosine(tight, loose) < 0.999
+    assert not torch.equal(*(vector.pca(trained, texts, at, seed=seed).vector for seed in (0, 1)))  # other pairs
     other = vector.probe_direction(trained, TASK, at, to="resid_post.2", unit="norm")
     assert (other.phase, other.unit, str(other.at[0])) == ("both", "norm", "resid_post.2")
 
@@ -96,11 +110,30 @@ def test_function_vectors_are_what_the_best_heads_write(trained):
     two = vector.function_vector(trained, TASK, k=2, to="resid_post.2@-1")
     parts = [vector.function_vector(trained, TASK, heads=[head]).vector for head in top]
     assert torch.allclose(two.vector, sum(parts), atol=1e-5)
+    granite = wb.load(build("granite"), tokenizer=tokenizer())  # multiplies what is added to the stream
+    whole = vector.function_vector(granite, TASK, heads="z.1.*").vector
+    assert torch.allclose(whole, granite.activations([r["clean"] for r in fit], "attn_out.1@-1").mean(0), atol=1e-4)
     with pytest.raises(ValueError, match="heads such as"):
         vector.function_vector(trained, TASK, heads=["mlp_out.1"])
     gemma = wb.load(build("gemma2"), tokenizer=tokenizer())
     with pytest.raises(ValueError, match="goes through a norm"):
         vector.function_vector(gemma, TASK)
+
+
+def turned(row):
+    return row | {"clean": row["corrupted"], "corrupted": row["clean"], "spans": {}}
+
+
+def test_heads_are_chosen_by_rows_that_no_probe_was_fitted_on(trained):
+    """Where what is held out says the opposite, no probe is right there: split "select", else every third row of "fit"."""
+    held = [turned(row) if row["split"] == "select" else row for row in ROWS]
+    third = [(turned(row) if i % 3 == 0 else row) | {"split": None} for i, row in enumerate(ROWS)]
+    for rows in (held, third):
+        recipe = vector.inference_time_intervention(trained, wb.Task(rows), k=12)
+        assert max(recipe.notes["accuracy"].values()) < 0.2
+    fit = wb.Task([row for row in ROWS if row["split"] == "fit"])
+    assert vector.indirect_effects(trained, wb.Task(held)) == pytest.approx(vector.indirect_effects(trained, fit))
+    assert len(vector.inference_time_intervention(trained, TASK)) == 2  # of twelve heads one, in two phases
 
 
 @pytest.mark.parametrize("by", ["means", "probe"])

@@ -8,6 +8,7 @@ from tiny import build, tokenizer
 
 import workbench as wb
 from workbench.steer import vector
+from workbench.steer.vector import decoding
 
 
 def delta(*values, strength=1.0):
@@ -87,6 +88,8 @@ def test_dola_is_the_difference_to_the_layer_that_differs_most(llama, words):
         kept = final[row].exp() >= 0.05 * final[row].exp().max()
         assert torch.isinf(got[row][~kept]).all() and kept.sum() > 1
         assert torch.allclose(got[row][kept], wanted[kept], atol=1e-4)
+    one, other = final, early[0]  # of two predictions neither comes first
+    assert torch.allclose(decoding._divergence(one, other[None]), decoding._divergence(other, one[None]), rtol=1e-3)
     assert torch.allclose(vector.dola(llama, prompts[0], layers=[0, 1], alpha=0.05)[0], got[0], atol=1e-4)
     off = vector.dola(llama, prompts, wb.Zero("mlp_out.1"), layers=[0, 1], alpha=0.05)
     assert not torch.equal(off, got)
@@ -101,6 +104,7 @@ def test_dola_generates_what_its_logits_say(llama, words):
             assert llama.token(int(vector.dola(llama, whole).argmax())) == word
             whole = f"{whole} {word}"
     assert vector.dola_generate(llama, prompts[0], max_new_tokens=3) == said[0]
+    assert [decoding._layers(8, half) for half in ("low", "high")] == [[0, 2], [4, 6]]  # never the last
     for layers, match in (([2], "from 0 to 1"), ("middle", "'low', 'high'"), ([], "before the last")):
         with pytest.raises(ValueError, match=match):
             vector.dola(llama, prompts, layers=layers)

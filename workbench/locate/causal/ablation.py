@@ -165,6 +165,7 @@ class _Runs:
         found = np.zeros((len(cells), n))
         for group in batches(self.pairs, 1):
             base = capture(self.model, [self.pairs.clean[i] for i in group], self.found)
+            self.cost += len(group) / n
             mine, of = [cell.of(group) for cell in cells], self.read(group)
             draws = 1 if as_far_from is not None else self.draws
             for source, donors in self.pool.sources(base, group, draws):
