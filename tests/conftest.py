@@ -14,6 +14,7 @@ from tiny import CONFIGS, build, tokenizer
 from tiny import trained as train
 
 import workbench as wb
+from workbench import measure
 
 torch.set_num_threads(1)  # two threads on a busy machine are many times slower
 CONFIG.APP.DEBUG = False  # nnsight turns it on when it sees pytest's -v
@@ -51,6 +52,19 @@ def trained_mixture():
 def tiny(request):
     """Each of the seventeen architectures in turn."""
     return wb.load(build(request.param), tokenizer=tokenizer())
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What a null's threshold is made of, and what it is: filled by the call that is watched."""
+    seen, real = {}, measure.null_threshold
+
+    def watched(effects, **more):
+        seen.update(under=effects, limit=real(effects, **more), **more)
+        return seen["limit"]
+
+    monkeypatch.setattr(measure, "null_threshold", watched)
+    return seen
 
 
 @pytest.fixture(scope="session")

@@ -80,19 +80,6 @@ def other_causes(n):
     return wb.Task(rows)
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """What a null's threshold is made of, and what it is: filled by the call that is watched."""
-    seen, real = {}, measure.null_threshold
-
-    def watched(effects, **more):
-        seen.update(under=effects, limit=real(effects, **more), **more)
-        return seen["limit"]
-
-    monkeypatch.setattr(measure, "null_threshold", watched)
-    return seen
-
-
 @pytest.mark.parametrize("direction", ["denoising", "noising"])
 def test_the_null_by_hand(trained, direction, drawn):
     """In each draw the component comes from the partner's prompt of the side that is run."""

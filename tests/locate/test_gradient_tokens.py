@@ -10,7 +10,6 @@ from test_gradient import ATP, task, told_apart
 from tiny import copying
 
 import workbench as wb
-from workbench import measure
 from workbench.locate import gradient
 from workbench.locate.causal.null import partners
 
@@ -95,19 +94,6 @@ def test_knowledge_neurons_add_up_layer_by_layer(llama, word_pairs):
 
 
 # nulls
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """What a null's threshold is made of, and what it is: filled by the call that is watched."""
-    seen, real = {}, measure.null_threshold
-
-    def watched(effects, **more):
-        seen.update(under=effects, limit=real(effects, **more), **more)
-        return seen["limit"]
-
-    monkeypatch.setattr(measure, "null_threshold", watched)
-    return seen
 
 
 def test_the_null_of_saliency_by_hand(trained, drawn):
