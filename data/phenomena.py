@@ -316,11 +316,12 @@ def choices(model) -> None:
             words = row["clean"][row["spans"]["c"][1] + 1 :].split()  # the mark after the options, and the sentence
             offer = row["clean"][: row["spans"]["c"][1]]
             written.append(" ".join([offer, words[0], "in words :", *words[1:]]))
-            wanted.append(f"{row['clean'][start:end]} {row['answer']} .")
-        said = [text.split()[0] for text in model.generate(written, max_new_tokens=1)]
-        right = float(np.mean([word == text.split()[0] for word, text in zip(said, wanted, strict=True)]))
+            wanted.append((f"{row['clean'][start:end]} ", f"{row['answer']} ."))
         letter = float(task.score(model, metric="accuracy").mean())
-        rows.append((split, len(task), letter, right, share_exact(model, written, wanted)))
+        word, both = (
+            share_exact(model, written, some) for some in ([w for w, _ in wanted], ["".join(w) for w in wanted])
+        )
+        rows.append((split, len(task), letter, word, both))
     show("Multiple choice: the letter alone, or the word and then its letter", rows)
 
 

@@ -1,7 +1,7 @@
 """Trains the bundled model "course" from scratch on the small world of grammar/, in about two and a half hours on one CPU core.
 
     OMP_NUM_THREADS=1 python train_course.py --seed 0 --compile
-    python train_course.py --seed 0 --compile --device cuda --out /tmp/course        (a quarter of an hour)
+    python train_course.py --seed 0 --compile --device cuda --out /tmp/course        (980 steps a minute on an H200)
 
 Example of one packed row of 96 tokens (positions restart and attention is cut at every <bos>):
     <bos> the city of lyon is in france . <eos> <bos> user : i am tired today . where is ... <eos> <pad> <pad>
@@ -195,7 +195,7 @@ class Trainer:
         layers = [p for name, p in self.model.named_parameters() if p.ndim == 2 and "embed" not in name]
         others = [p for name, p in self.model.named_parameters() if p.ndim != 2 or "embed" in name]
         muon, adam = Muon(layers), torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.98), weight_decay=0)
-        losses, seen = [], self.seen
+        losses = []
         for step in range(1, steps + 1):
             self.step += 1
             scale = PEAKS[part] * min(1, step / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
@@ -211,16 +211,20 @@ class Trainer:
             adam.param_groups[0]["lr"] = 3e-3 * scale
             adam.step()
             self.model.zero_grad()
-            seen, losses = seen + (tokens != PAD).sum(), [*losses[-49:], loss.detach()]
+            self.seen += (tokens != PAD).sum()
+            losses = [*losses[-49:], loss.detach()]  # looked at now and then: each look waits for a GPU
             if step % 50 == 0:
-                minutes, mean, millions = (time.time() - self.start) / 60, torch.stack(losses).mean(), int(seen) / 1e6
+                minutes, mean, millions = (
+                    (time.time() - self.start) / 60,
+                    torch.stack(losses).mean(),
+                    int(self.seen) / 1e6,
+                )
                 print(f"step {self.step} loss {mean:.3f} tokens {millions:.2f} M minutes {minutes:.1f}", flush=True)
             if part == PARTS[0] and step in CHECKPOINTS:
                 save_checkpoint(self.model, self.out / "checkpoints" / f"step{self.step}.safetensors")
             if step % max(1, steps // 10) == 0 or step == steps:
                 print(table(self.model, tokenizer, self.rows), flush=True)
                 export(self.model, tokenizer, self.out)
-        self.seen = int(seen)
 
 
 def main():
@@ -232,7 +236,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "course")
     parser.add_argument("--threads", type=int, default=1, help="two are not repeatable to the last bit")
     parser.add_argument("--compile", action="store_true", help="compile the model: a minute first, then faster")
-    parser.add_argument("--device", default="cpu", help="cuda: an eighth of the time, but no run is like another")
+    parser.add_argument("--device", default="cpu", help="cuda is eight times as fast, but no run is like another")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)

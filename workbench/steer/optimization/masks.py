@@ -112,7 +112,7 @@ def _slices(model, one: Component):
     paths = {"qkv": row.qkv, "z": (row.heads,), "in": row.mlp_in, "out": (row.neurons,)}
     if one.kind in ("attn_out", "z", "q", "k", "v"):
         for path in row.qkv:
-            projection(names.layers[one.layer]._module, path)  # refuses where no matrix is a head's
+            projection(model.hf.get_submodule(block), path)  # refuses where no matrix is a head's
     if one.kind in ("neuron", "mlp_out") and "neuron" in names.refused:
         raise ValueError(f"{one}: {_instead(model) or names.refused['neuron']}")
     if one.kind in ("attn_out", "mlp_out"):
